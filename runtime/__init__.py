@@ -1,0 +1,8 @@
+"""The execution runtime: loads a compiled artifact and runs it. Needs numpy and onnxruntime, not torch nor the compiler."""
+
+from __future__ import annotations
+
+from seqc.runtime.manifest import Manifest, Port
+from seqc.runtime.session import Session, load
+
+__all__ = ["Manifest", "Port", "Session", "load"]

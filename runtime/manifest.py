@@ -1,0 +1,268 @@
+"""The manifest of an artifact: ``manifest.json`` parsed into frozen dataclasses, every field checked.
+
+The file may come from anywhere, so nothing in it is trusted: types, names, ranges and file paths are all validated and every
+fault is one :class:`~seqc.errors.ArtifactError` line that names the field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from seqc.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
+
+DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REQUIRED: Any = object()
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: numpy dtype name, and a shape of ints, dimension names and expressions in them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}{spell(self.shape)}"
+
+
+@dataclass(frozen=True)
+class DimRange:
+    """The sizes a named dimension may have, ends included (``max`` None: unbounded), and the size it was traced at."""
+
+    min: int
+    max: int | None
+    traced: int
+
+    def __str__(self) -> str:
+        return f"{self.min} or more" if self.max is None else f"{self.min} to {self.max}"
+
+
+@dataclass(frozen=True)
+class AppliedPass:
+    """A pass that the compiler ran: how many changes it made, and why it did or refused what it did."""
+
+    name: str
+    changes: int
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """SHA-256 (lower-case hex) and size in bytes of a file of the artifact."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything ``manifest.json`` says. Mappings are read-only."""
+
+    format_version: int
+    source: Mapping[str, Any]
+    target: str
+    opset: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    states: tuple[Mapping[str, Any], ...]
+    dims: Mapping[str, DimRange]
+    passes: tuple[AppliedPass, ...]
+    tolerances: Mapping[str, float]
+    notes: tuple[str, ...]
+    files: Mapping[str, FileEntry]
+    engines: tuple[Mapping[str, Any], ...]
+    tools: Mapping[str, Any]
+
+
+def spell(shape: tuple[int | str, ...]) -> str:
+    """A shape for people: ``(batch, sequence, 4)``."""
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def read(directory: str | Path) -> Manifest:
+    """Read and validate the manifest of an artifact directory.
+
+    Raises:
+        ArtifactError: there is no such directory or manifest, or it is not valid.
+    """
+    directory = Path(directory)
+    if not directory.exists():
+        raise ArtifactError(f"{directory} does not exist")
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory} is not a directory; an artifact is a directory with a {MANIFEST_FILE}")
+    path = directory / MANIFEST_FILE
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{directory} is not a seqc artifact: it has no {MANIFEST_FILE}") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not valid JSON (truncated or altered?): {error}".splitlines()[0]) from error
+    try:
+        return parse(data)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+
+
+def parse(data: object) -> Manifest:
+    """Validate decoded JSON and build the :class:`Manifest`.
+
+    Raises:
+        ArtifactError: a missing key, a wrong type or value, an unknown format version, a path that leaves the directory.
+    """
+    if not isinstance(data, dict):
+        raise ArtifactError(f"expected a JSON object, got {_kind(data)}")
+    root = _Fields(data)
+    version = root.get("format_version", int)
+    if version != FORMAT_VERSION:
+        hint = "update seqc" if version > FORMAT_VERSION else "compile the model again"
+        raise ArtifactError(f"format_version is {version}, this seqc reads {FORMAT_VERSION}: {hint}")
+    dims = {name: _dim(fields) for name, fields in root.objects_by_name("dims")}
+    manifest = Manifest(
+        format_version=version,
+        source=MappingProxyType(root.get("source", dict)),
+        target=root.get("target", str),
+        opset=root.get("opset", int),
+        inputs=_ports(root, "inputs"),
+        outputs=_ports(root, "outputs"),
+        states=tuple(MappingProxyType(f.data) for f in root.objects("states", [])),
+        dims=MappingProxyType(dims),
+        passes=tuple(_pass(fields) for fields in root.objects("passes")),
+        tolerances=MappingProxyType({n: _tolerance(n, v) for n, v in root.get("tolerances", dict).items()}),
+        notes=root.strings("notes", []),
+        files=MappingProxyType({_file_name(name): _file(fields) for name, fields in root.objects_by_name("files")}),
+        engines=tuple(MappingProxyType(f.data) for f in root.objects("engines", [])),
+        tools=MappingProxyType(root.get("tools", dict, {})),
+    )
+    for port in manifest.inputs:
+        for size in port.shape:
+            if isinstance(size, str) and size.isidentifier() and size not in dims:
+                raise ArtifactError(f"input {port.name!r} has dimension {size!r}, which dims does not define")
+    return manifest
+
+
+class _Fields:
+    """A JSON object whose members are read with their expected type; ``where`` prefixes the error messages."""
+
+    def __init__(self, data: dict[str, Any], where: str = "") -> None:
+        self.data, self.where = data, where
+
+    def get(self, key: str, kind: type[_T], default: Any = _REQUIRED) -> _T:
+        value = self.data.get(key, default)
+        if value is _REQUIRED:
+            raise ArtifactError(f"{self.where or 'the manifest'} has no {key!r}")
+        # bool is a subclass of int, and no field of ours is a bool
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ArtifactError(f"{self._at(key)} must be {_kind(kind())}, not {_kind(value)}")
+        return value
+
+    def objects(self, key: str, default: Any = _REQUIRED) -> Iterator[_Fields]:
+        for i, item in enumerate(self.get(key, list, default)):
+            if not isinstance(item, dict):
+                raise ArtifactError(f"{self._at(key)}[{i}] must be an object, not {_kind(item)}")
+            yield _Fields(item, f"{self._at(key)}[{i}]")
+
+    def objects_by_name(self, key: str) -> Iterator[tuple[str, _Fields]]:
+        for name, item in self.get(key, dict).items():
+            if not isinstance(item, dict):
+                raise ArtifactError(f"{self._at(key)}[{name!r}] must be an object, not {_kind(item)}")
+            yield name, _Fields(item, f"{self._at(key)}[{name!r}]")
+
+    def strings(self, key: str, default: Any = _REQUIRED) -> tuple[str, ...]:
+        items = self.get(key, list, default)
+        if not all(isinstance(item, str) for item in items):
+            raise ArtifactError(f"{self._at(key)} must be a list of strings")
+        return tuple(items)
+
+    def fail(self, key: str, message: str) -> ArtifactError:
+        return ArtifactError(f"{self._at(key)} {message}")
+
+    def _at(self, key: str) -> str:
+        return f"{self.where}.{key}" if self.where else key
+
+
+def _kind(value: object) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        int: "an integer",
+        float: "a number",
+        bool: "a boolean",
+    }
+    return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def _ports(root: _Fields, key: str) -> tuple[Port, ...]:
+    ports = [_port(fields) for fields in root.objects(key)]
+    names = [port.name for port in ports]
+    for name in names:
+        if names.count(name) > 1:
+            raise root.fail(key, f"names {name!r} twice")
+    if not ports:
+        raise root.fail(key, "is empty")
+    return tuple(ports)
+
+
+def _port(fields: _Fields) -> Port:
+    name, dtype, shape = fields.get("name", str), fields.get("dtype", str), fields.get("shape", list)
+    if dtype not in DTYPES:
+        raise fields.fail("dtype", f"is {dtype!r}, which is not a numpy dtype that seqc knows")
+    for size in shape:
+        fixed = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+        if not (fixed or (isinstance(size, str) and size)):
+            raise fields.fail(
+                "shape", f"holds {size!r}: sizes are non-negative integers or expressions in dimension names"
+            )
+    return Port(name, dtype, tuple(shape))
+
+
+def _dim(fields: _Fields) -> DimRange:
+    low, traced = fields.get("min", int), fields.get("traced", int)
+    high = None if fields.data.get("max", 0) is None else fields.get("max", int)
+    if low < 0 or (high is not None and high < low):
+        raise ArtifactError(f"{fields.where} has an empty range: min {low}, max {high}")
+    return DimRange(low, high, traced)
+
+
+def _pass(fields: _Fields) -> AppliedPass:
+    return AppliedPass(fields.get("name", str), fields.get("changes", int), fields.strings("reasons", []))
+
+
+def _tolerance(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ArtifactError(f"tolerances[{name!r}] must be a finite number of at least 0, not {value!r}")
+    return float(value)
+
+
+def _file(fields: _Fields) -> FileEntry:
+    digest, size = fields.get("sha256", str), fields.get("bytes", int)
+    if not _SHA256.fullmatch(digest):
+        raise fields.fail("sha256", "is not 64 lower-case hexadecimal digits")
+    return FileEntry(digest, size)
+
+
+def _file_name(name: str) -> str:
+    """``name`` if it is a plain relative path that stays inside the artifact on every system."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    plain = str(posix) == name and "\\" not in name and "\0" not in name
+    if not plain or posix.is_absolute() or windows.anchor or ".." in posix.parts or name in ("", ".", MANIFEST_FILE):
+        raise ArtifactError(f"files names {name!r}, which is not a path inside the artifact")
+    return name

@@ -1,0 +1,110 @@
+"""The one place that touches onnxruntime: imported when first needed, its errors told in one line."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seqc.errors import ArtifactError, MissingExtraError
+from seqc.runtime.inputs import nearest
+
+Provider = str | tuple[str, dict[str, Any]]
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_LOG_ERRORS = 3
+_LOG_FATAL = 4
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingExtraError: it is not installed, or what is installed cannot be imported; names the extras that provide it.
+    """
+    install = "install it with pip install 'seqc[cpu]', or 'seqc[gpu]' for an NVIDIA GPU (not both)"
+    try:
+        module = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise MissingExtraError(f"onnxruntime needs {error.name}, which is not installed: {install}") from error
+        raise MissingExtraError(f"onnxruntime is not installed: {install}") from error
+    except ImportError as error:
+        raise MissingExtraError(f"onnxruntime cannot be imported ({_line(error)}): {install}") from error
+    # removing one of onnxruntime and onnxruntime-gpu while both were installed leaves an empty package behind
+    if not hasattr(module, "InferenceSession"):
+        raise MissingExtraError(f"the onnxruntime that is installed is damaged: uninstall it, then {install}")
+    return module
+
+
+def open_session(path: Path, providers: Sequence[Provider] | None) -> Any:
+    """An ``onnxruntime.InferenceSession`` of the model at ``path``.
+
+    Without ``providers`` a CUDA GPU is used where there is one, and the CPU otherwise.
+
+    Raises:
+        MissingExtraError: onnxruntime is missing.
+        ArtifactError: a provider is unknown or cannot start on this machine, or onnxruntime cannot load the model.
+    """
+    ort = import_onnxruntime()
+    available: list[str] = ort.get_available_providers()
+    if providers is None:
+        try:
+            return _open(ort, path, [p for p in (_CUDA, _CPU) if p in available])
+        except ArtifactError:
+            if _CUDA not in available:
+                raise
+            return _open(ort, path, [_CPU])
+    if isinstance(providers, str) or not providers:
+        raise ArtifactError(f"providers must be a list of names out of {', '.join(available)}, got {providers!r}")
+    names = [p if isinstance(p, str) else p[0] for p in providers]
+    for name in names:
+        if name not in available:
+            hint = nearest(name, available) or ":"
+            raise ArtifactError(f"onnxruntime here has no provider {name!r}{hint} available are {', '.join(available)}")
+    session = _open(ort, path, list(providers))
+    active = session.get_providers()
+    for name in names:
+        # onnxruntime drops a provider whose libraries or device are missing, and runs on the CPU instead
+        if name not in active:
+            raise ArtifactError(f"provider {name!r} cannot start on this machine: started are {', '.join(active)}")
+    return session
+
+
+def run_session(ort_session: Any, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:
+    """Run with checked inputs.
+
+    Raises:
+        ArtifactError: onnxruntime failed inside the model.
+    """
+    options = import_onnxruntime().RunOptions()
+    # the exception says it; onnxruntime would print it a second time
+    options.log_severity_level = _LOG_FATAL
+    try:
+        result: list[Any] = ort_session.run(list(outputs), inputs, options)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"onnxruntime failed while running the model: {_line(error)}") from error
+    return result
+
+
+def _open(ort: Any, path: Path, providers: list[Provider]) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    try:
+        # without enable_fallback=0 a failing provider is reported on stdout and replaced by the CPU
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"onnxruntime cannot load {path}: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, without onnxruntime's own prefix."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0]) if lines else type(error).__name__

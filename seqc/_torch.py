@@ -1,0 +1,364 @@
+"""The only file that touches private torch API. Every other file calls these functions."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import json
+import logging
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental import _config as symbolic_config
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """A symbolic size that Python turned into a number or a branch while the model was traced.
+
+    ``expr`` is the size or condition, ``value`` what it was at the traced sizes, ``line`` the user's source line.
+    """
+
+    expr: Any
+    value: int | bool
+    line: str
+
+
+def shape_env_of(values: Any) -> ShapeEnv | None:
+    """The ShapeEnv behind the first symbolic size among the tensors ``values``."""
+    for value in values:
+        for size in getattr(value, "shape", ()):
+            if isinstance(size, torch.SymInt):
+                env = size.node.shape_env
+                assert env is None or isinstance(env, ShapeEnv)
+                return env
+    return None
+
+
+def _user_line() -> str:
+    frame = sys._getframe(2)
+    innermost = ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and "/sympy/" not in file and not file.endswith("seqc/_torch.py"):
+            innermost = f"{file}:{frame.f_lineno}"
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return innermost
+
+
+@contextlib.contextmanager
+def no_guards(env: ShapeEnv | None, log: list[Specialisation] | None = None) -> Iterator[None]:
+    """Evaluate symbolic sizes by their traced value without freezing them; record each evaluation in ``log``.
+
+    Inside, ``range(x.shape[1])`` sees a number while ``x.shape[1]`` stays symbolic everywhere else.
+    """
+    if env is None:
+        yield
+        return
+    seen: set[tuple[Any, str]] = set()
+    original: Callable[..., Any] = env.evaluate_expr
+
+    def recording(expr: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(expr, *args, **kwargs)
+        if log is not None and isinstance(expr, sympy.Basic) and expr.free_symbols:
+            line = _user_line()
+            if (expr, line) not in seen:
+                seen.add((expr, line))
+                is_bool = isinstance(result, bool) or result in (sympy.true, sympy.false)
+                log.append(Specialisation(expr, bool(result) if is_bool else int(result), line))
+        return result
+
+    # backed_size_oblivious: broadcasting and contiguity rules are decided as for a general size, not for this one.
+    with env.suppress_guards(), symbolic_config.patch(backed_size_oblivious=True):
+        env.evaluate_expr = recording  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del env.evaluate_expr  # type: ignore[method-assign]
+
+
+def size_expr(size: int | torch.SymInt) -> Any:
+    """The sympy expression of a size."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def emit_expr(expr: Any, symbols: dict[sympy.Symbol, Any]) -> Any:
+    """Evaluate a sympy size expression with Python operators on ``symbols`` (numbers, SymInts or fx proxies)."""
+    return sympy_interp(PythonReferenceAnalysis, symbols, expr)
+
+
+def symint(env: ShapeEnv, expr: Any, hint: int) -> int | torch.SymInt:
+    """A SymInt for ``expr`` in ``env``."""
+    if expr.is_Integer:
+        return int(expr)
+    result = env.create_symintnode(expr, hint=hint)
+    assert isinstance(result, (int, torch.SymInt))
+    return result
+
+
+def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
+    """The FakeTensorMode of the values in ``gm``."""
+    for node in gm.graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if isinstance(mode, FakeTensorMode):
+            return mode
+    raise ValueError("the graph holds no fake tensors")
+
+
+def onnx_decompositions(keep: frozenset[Any] = frozenset()) -> dict[Any, Callable[..., Any]]:
+    """The decomposition table of torch.onnx: what has an ONNX translation stays whole, the rest is decomposed."""
+    from torch.onnx._internal.exporter import _decomp
+
+    registry = _torchlib(18)
+    known = set(_decomp.get_onnx_implemented_overloads(registry)) | set(keep)
+    return dict(_decomp.create_onnx_friendly_decomposition_table(known))
+
+
+@functools.cache
+def _torchlib(opset: int) -> Any:
+    from torch.onnx._internal.exporter import _registration
+
+    with quiet_onnx():
+        return _registration.ONNXRegistry.from_torchlib(opset)
+
+
+def onnx_registry(opset: int) -> Any:
+    """A fresh copy of torch.onnx's table of ATen translations, for nodes of ``opset`` (18 or later)."""
+    registry = copy.copy(_torchlib(opset))
+    registry.functions = {target: list(found) for target, found in registry.functions.items()}
+    return registry
+
+
+@contextlib.contextmanager
+def quiet_onnx() -> Iterator[None]:
+    """Hide torch.onnx's warnings about its own metadata and about packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def register_translation(registry: Any, target: Any, function: Callable[..., Any]) -> None:
+    """Let ``function(*args, **kwargs)``, which calls onnxscript opset ops, translate ``target`` before any other."""
+    from torch.onnx._internal.exporter import _registration
+
+    registry._register(
+        target,
+        _registration.OnnxDecompMeta(
+            onnx_function=function, fx_target=target, signature=None, is_custom=True, skip_signature_inference=True
+        ),
+    )
+
+
+def has_translation(registry: Any, node: fx.Node) -> bool:
+    """Whether the registry holds a translation for the node's target and realness."""
+    from torch.onnx._internal.exporter import _dispatching
+
+    return _dispatching.dispatch(node, registry)[0] is not None
+
+
+def translate_node(
+    model: Any, graph: Any, node: fx.Node, values: dict[str, Any], constants: dict[Any, Any], registry: Any
+) -> None:
+    """Append the ONNX form of a call_function node to ``graph`` and put its results into ``values``, by node name."""
+    from torch.onnx._internal.exporter import _core
+
+    _core._handle_call_function_node_with_lowering(
+        model,
+        node,
+        values,
+        graph_like=graph,
+        constant_farm=constants,
+        registry=registry,
+        opset=_core._get_onnxscript_opset(registry.opset_version),
+        node_name_to_local_functions={},
+    )
+
+
+def add_opset_imports(model: Any) -> None:
+    """Declare every operator domain that the ONNX model and its functions use."""
+    from torch.onnx._internal.exporter import _ir_passes
+
+    _ir_passes.add_opset_imports(model)
+
+
+def onnx_tensor(tensor: torch.Tensor, name: str) -> Any:
+    """An onnx_ir tensor that shares the memory of ``tensor``; a complex one becomes real pairs on a last axis."""
+    from torch.onnx._internal.exporter import _core
+
+    return _core.TorchTensor(torch.view_as_real(tensor) if tensor.is_complex() else tensor, name=name)
+
+
+def onnx_value(name: str, opset: int) -> Any:
+    """A fresh ONNX value that translations may do Python arithmetic on."""
+    from torch.onnx._internal.exporter import _core, _tensors
+
+    return _tensors.SymbolicTensor(_core._get_onnxscript_opset(opset), name=name)
+
+
+def onnx_dtype(dtype: torch.dtype) -> Any:
+    """The onnx_ir DataType of a torch dtype; complex types give their real counterpart."""
+    from torch.onnx._internal.exporter import _core
+
+    return _core.torch_dtype_to_onnx_dtype(dtype.to_real() if dtype.is_complex else dtype)
+
+
+def insert_type_promotions(gm: fx.GraphModule) -> None:
+    """Make the casts of ATen's type promotion explicit, in ``gm`` only; sizes stay symbolic.
+
+    torch's own pass runs every node again; this one runs only nodes that it changes.
+    """
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    class Promote(type_promotion._TypePromotionInterpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            rule = type_promotion.get_type_promotion_rule(n, table) if n.op == "call_function" else None
+            if rule is not None:
+                with self._set_current_node(n):
+                    self._maybe_promote_node(n, rule)
+            return n.meta.get("val")
+
+    table = type_promotion.TypePromotionTable()
+    mode = fake_mode_of(gm)
+    with mode, no_guards(mode.shape_env), torch.fx.traceback.preserve_node_meta():
+        Promote(gm, table).run(*(n.meta.get("val") for n in gm.graph.nodes if n.op == "placeholder"))
+    gm.recompile()
+
+
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """Inside, every ``torch.load``, also those deep inside torch.export, refuses pickles that would run code."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def load_exported_program(path: str, vet: Callable[[str, Any], None]) -> torch.export.ExportedProgram:
+    """The program of a torch.export archive, without running anything that the archive brings along.
+
+    ``torch.export.load`` is no way to read a file one does not trust: it unpickles without limits, loads compiled
+    libraries, hands strings to sympy's ``eval`` and lets a node call any function below ``torch``. Here ``vet`` sees
+    first, as parsed JSON, the list of records ("names"), "program", "weights" and "constants", and raises on what it
+    refuses (it may edit what it sees); pickled tensors are read with ``weights_only``.
+    """
+    from torch._export.serde import schema, serialize
+    from torch.export.pt2_archive import _package
+    from torch.export.pt2_archive import constants as layout
+
+    reader = _package.PT2ArchiveReader(path)  # type: ignore[no-untyped-call]
+    names = set(reader.get_file_names())
+    vet("names", sorted(names))
+    start, end = layout.MODELS_FILENAME_FORMAT.split("{}")
+    models = [name[len(start) : -len(end)] for name in names if name.startswith(start) and name.endswith(end)]
+    model = models[0] if len(models) == 1 else "model"
+    program = json.loads(reader.read_bytes(layout.MODELS_FILENAME_FORMAT.format(model)))
+    vet("program", program)
+    program["guards_code"] = []  # Python source that ExportedProgram.module() would execute
+    for kind, config in (
+        ("weights", layout.WEIGHTS_CONFIG_FILENAME_FORMAT),
+        ("constants", layout.CONSTANTS_CONFIG_FILENAME_FORMAT),
+    ):
+        if config.format(model) in names:
+            vet(kind, json.loads(reader.read_bytes(config.format(model))))
+    with weights_only():
+        sample = reader.read_bytes(layout.SAMPLE_INPUTS_FILENAME_FORMAT.format(model))
+        examples = torch.load(io.BytesIO(sample), weights_only=True) if sample else None
+        result: torch.export.ExportedProgram = serialize.ExportedProgramDeserializer().deserialize(
+            serialize._dict_to_dataclass(schema.ExportedProgram, program),  # type: ignore[no-untyped-call]
+            _package._load_state_dict(reader, model),
+            _package._load_constants(reader, model),
+            examples,
+        )
+    return result
+
+
+def foreign_calls(gm: fx.GraphModule) -> list[str]:
+    """What a deserialised graph calls, or hands to an op, that is no torch operator or reads or writes files."""
+    from torch._export.serde.serialize import _SYM_OPS
+
+    allowed = (*_SYM_OPS, operator.getitem)
+    found = []
+    for module in gm.modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            leaves = [node.target] if node.op == "call_function" else []
+            leaves += [x for x in pytree.tree_leaves((node.args, node.kwargs)) if callable(x)]
+            for value in leaves:
+                if isinstance(value, torch._ops.OpOverload):
+                    schema = value._schema
+                    if any("file" in a.name or "path" in a.name for a in schema.arguments):
+                        found.append(str(value))
+                elif not isinstance(value, torch._ops.HigherOrderOperator) and not any(value is op for op in allowed):
+                    found.append(getattr(value, "__name__", str(value)))
+            if node.op in ("call_module", "call_method"):
+                found.append(str(node.target))
+    return found
+
+
+def torchscript_module(script: torch.jit.ScriptModule, examples: tuple[torch.Tensor, ...]) -> fx.GraphModule:
+    """A TorchScript module as a GraphModule of ATen calls that keeps sizes symbolic when it is traced.
+
+    Uses torch's own TorchScript converter up to its last step, which would freeze what it cannot keep dynamic.
+    Raises RuntimeError where the converter does not know a TorchScript construct.
+    """
+    from torch._export.converter import TS2EPConverter
+
+    class Converter(TS2EPConverter):  # type: ignore[misc]
+        def retrace_as_exported_program(self, gm: fx.GraphModule, name_to_constant: dict[str, Any]) -> Any:
+            raise _Converted(gm)
+
+    try:
+        Converter(script, examples).convert()  # type: ignore[no-untyped-call]
+    except _Converted as done:
+        return done.module
+    raise RuntimeError("the TorchScript converter of this torch version works differently")
+
+
+class _Converted(Exception):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__("converted")
+        self.module = module
+
+
+def sort_topologically(gm: fx.GraphModule) -> None:
+    """Reorder the nodes so that each comes after its inputs, otherwise keeping their order."""
+    from torch.fx.passes.tools_common import stable_topological_sort
+
+    stable_topological_sort(gm)
+
+
+def lower_bound(size: int | torch.SymInt, ranges: dict[sympy.Symbol, tuple[int, int | None]]) -> int | None:
+    """The least value ``size`` is proved to take while each symbol stays in its range; None where nothing is proved."""
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+    expr = size_expr(size)
+    top = sympy.Integer(2**31)
+    known = {s: ValueRanges(low, top if high is None else high) for s, (low, high) in ranges.items()}
+    if not expr.free_symbols <= set(known):
+        return None
+    low = bound_sympy(expr, known).lower
+    return int(low) if low.is_Integer else None

@@ -1,0 +1,26 @@
+"""The ONNX backend: a Program to an ONNX model.
+
+Data flows through :mod:`prepare` (a copy with explicit casts), :mod:`translate` (nodes and bodies) and
+:mod:`finalize` (opset, optimisation, names, metadata).
+"""
+
+from __future__ import annotations
+
+import onnx_ir
+
+from seqc.backends.onnx.finalize import finalize
+from seqc.backends.onnx.prepare import prepare
+from seqc.backends.onnx.translate import stamp, translate
+from seqc.program import Program
+
+
+def export(program: Program, opset: int = 20) -> onnx_ir.Model:
+    """``program`` as an ONNX model of ``opset`` (18 to 24), with the weights shared, not copied.
+
+    Inputs, outputs and initializers carry the names of the ports and weights, symbolic sizes those of the dimensions.
+    Raises UnsupportedOpError that names every op without an ONNX form, with module path and source line.
+    """
+    prepared = prepare(program)
+    model = finalize(translate(prepared, opset), prepared, opset)
+    stamp(model, prepared)
+    return model

@@ -1,0 +1,190 @@
+"""One run of torch.export with every symbolic size kept symbolic, loops unrolled at the traced size.
+
+Method: the forward runs inside ``ShapeEnv.suppress_guards``, so Python sees numbers where it needs them (``range``,
+``unbind``, ``if``) while tensor shapes stay symbolic; what Python asked for is logged with its source line.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+from torch import nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from seqc import _torch
+from seqc.errors import UnsupportedModelError
+from seqc.frontend.signature import Signature
+from seqc.program import Dim, Port, Program
+
+
+@dataclass
+class Capture:
+    """A Program traced at ``sizes`` with its loops unrolled, and what Python asked of the symbolic sizes."""
+
+    program: Program
+    sizes: dict[str, int]
+    log: list[_torch.Specialisation]
+
+
+@dataclass
+class _Outputs:
+    """What the traced forward returned; kept outside the module, whose attributes torch.export restores."""
+
+    spec: pytree.TreeSpec | None = None
+    names: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class _Entry(nn.Module):
+    """Calls the model by input name, flattens what it returns to tensors, and keeps sizes symbolic."""
+
+    def __init__(self, model: nn.Module, signature: Signature, log: list[_torch.Specialisation]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = list(signature.examples)
+        self.positional = signature.positional
+        self.log = log
+        self.outputs = _Outputs()
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with _torch.no_guards(_torch.shape_env_of(tensors), self.log):
+            out = self.model(*tensors) if self.positional else self.model(**dict(zip(self.names, tensors, strict=True)))
+        dropped: list[str] = []
+        paths, self.outputs.spec = pytree.tree_flatten_with_path(keep_tensors(out, "output", dropped))
+        self.outputs.names = tuple(_output_names([path for path, _ in paths]))
+        self.outputs.dropped = tuple(dropped)
+        return tuple(leaf for _, leaf in paths)
+
+
+def keep_tensors(value: Any, path: str, dropped: list[str]) -> Any:
+    """What of a model's output is tensors, in plain containers; the rest (caches, None) is named in ``dropped``."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        kept = {k: keep_tensors(v, f"{path}.{k}", dropped) for k, v in value.items()}
+        return {k: v for k, v in kept.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        kept_list = [keep_tensors(v, f"{path}[{i}]", dropped) for i, v in enumerate(value)]
+        kept_list = [v for v in kept_list if v is not None]
+        return tuple(kept_list) if kept_list else None
+    if value is not None:
+        dropped.append(f"{path} of type {type(value).__name__} is not a tensor and is not part of the compiled model")
+    return None
+
+
+def _output_names(paths: list[Any]) -> list[str]:
+    names = []
+    for path in paths:
+        parts = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path]
+        name = "_".join(parts) if parts else "output"
+        names.append(f"output_{name}" if name.isdigit() else name)
+    return names
+
+
+def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Capture:
+    """Trace ``model`` at ``sizes``; every named dimension stays symbolic outside Python's own loops and branches.
+
+    Raises UnsupportedModelError naming the source line where control flow depends on the values of tensors.
+    """
+    log: list[_torch.Specialisation] = []
+    entry = _Entry(model, signature, log).eval()
+    tensors = tuple(signature.resized(sizes).values())
+    dims = {n: torch.export.Dim(n, min=1, max=a.max) for n, a in signature.dims.items()}
+    spec = tuple({a: dims[d] for a, d in signature.axes.get(n, {}).items()} for n in signature.examples)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
+            env = _torch.shape_env_of(n.meta.get("val") for n in exported.graph.nodes)
+            with _torch.no_guards(env):
+                exported = exported.run_decompositions(_torch.onnx_decompositions())
+        except Exception as error:
+            raise _refusal(error) from error
+    return Capture(_program(exported, entry.outputs, signature, sizes), sizes, log)
+
+
+def _refusal(error: Exception) -> UnsupportedModelError:
+    frames = []
+    tb = error.__traceback__
+    while tb is not None:
+        file = tb.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "/seqc/" not in file and not file.startswith("<"):
+            frames.append(f"{file}:{tb.tb_lineno}")
+        tb = tb.tb_next
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    where = f" at {frames[-1]}" if frames else ""
+    hint = ""
+    if "data-dependent" in str(error) or "Unbacked" in str(error) or "unbacked" in str(error):
+        hint = "; its control flow depends on the values of tensors, which no static graph can follow: make it a mask"
+    return UnsupportedModelError(f"tracing failed{where}: {type(error).__name__}: {reason}{hint}")
+
+
+def _program(
+    exported: torch.export.ExportedProgram, returned: _Outputs, signature: Signature, sizes: dict[str, int]
+) -> Program:
+    graph_signature = exported.graph_signature
+    graph_module = fx.GraphModule(exported.graph_module, exported.graph)
+    tensors = {**exported.state_dict, **exported.constants}
+    by_name = {n.name: n for n in graph_module.graph.nodes if n.op == "placeholder"}
+    weights, weight_names, inputs = {}, {}, []
+    notes = list(returned.dropped)
+    for item in graph_signature.input_specs:
+        node = by_name[item.arg.name]
+        if item.kind is InputKind.USER_INPUT:
+            inputs.append(node)
+        elif item.target is not None and isinstance(tensors.get(item.target), torch.Tensor):
+            if node.users:
+                weights[node.name] = tensors[item.target].detach()
+                weight_names[node.name] = item.target.removeprefix("model.")
+            else:
+                graph_module.graph.erase_node(node)
+        else:
+            raise UnsupportedModelError(f"the traced graph takes {item.arg.name}, a {item.kind.name} that is no tensor")
+    outputs = []
+    for item, value in zip(graph_signature.output_specs, graph_module.graph.output_node().args[0], strict=True):
+        if item.kind is OutputKind.USER_OUTPUT:
+            outputs.append(value)
+        else:
+            notes.append(f"the model writes to its buffer {item.target!r}; the compiled model does not keep that change")
+    for value, name in zip(outputs, returned.names, strict=True):
+        if not isinstance(value, fx.Node):
+            raise UnsupportedModelError(f"{name} does not depend on the inputs: it is the constant {value!r}")
+    graph_module.graph.output_node().args = (tuple(outputs),)
+    program = Program(
+        graph_module,
+        weights,
+        inputs=(),
+        outputs=(),
+        dims=_dims(inputs, signature, sizes),
+        weight_names=weight_names,
+        out_spec=returned.spec,
+        notes=notes,
+    )
+    program.inputs = tuple(
+        Port(name, node.meta["val"].dtype, program.shape_of(node.meta["val"]))
+        for name, node in zip(signature.examples, inputs, strict=True)
+    )
+    program.outputs = tuple(
+        Port(name, node.meta["val"].dtype, program.shape_of(node.meta["val"]))
+        for name, node in zip(returned.names, outputs, strict=True)
+    )
+    graph_module.recompile()
+    return program
+
+
+def _dims(inputs: list[fx.Node], signature: Signature, sizes: dict[str, int]) -> tuple[Dim, ...]:
+    found: dict[str, Dim] = {}
+    for node, name in zip(inputs, signature.examples, strict=True):
+        for axis, dim in signature.axes.get(name, {}).items():
+            symbol = _torch.size_expr(node.meta["val"].shape[axis])
+            if dim not in found and isinstance(symbol, sympy.Symbol):
+                declared = signature.dims[dim]
+                found[dim] = Dim(dim, symbol, sizes[dim], declared.min, declared.max)
+    return tuple(found.values())

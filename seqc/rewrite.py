@@ -1,0 +1,57 @@
+"""What a pass is, and small graph edits that passes share."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch.fx as fx
+
+from seqc.program import Program
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A rewrite of a Program: a frozen dataclass whose fields are its options.
+
+    ``tolerance`` is 0.0 for a pass whose result is bitwise equal, else the largest relative change it may cause, which its
+    docstring justifies. Calling it edits the Program in place and returns the number of changes made; the Program is valid
+    before and after.
+    """
+
+    name: ClassVar[str]
+    tolerance: ClassVar[float]
+
+    def __call__(self, program: Program) -> int: ...
+
+
+def replace_node(node: fx.Node, value: fx.Node) -> None:
+    """Let ``value`` serve every user of ``node``, and remove ``node``."""
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)
+
+
+def remove_dead_code(program: Program) -> int:
+    """Remove pure nodes without users, in bodies too; weights and bodies that nothing reads go with them."""
+    removed = 0
+    for gm in reversed(list(program.graph_modules())):
+        for node in reversed(list(gm.graph.nodes)):
+            if node.op in ("call_function", "get_attr") and not node.users:
+                gm.graph.erase_node(node)
+                removed += 1
+    for node in program.weight_nodes:
+        if not node.users:
+            del program.weights[node.name]
+            program.weight_names.pop(node.name, None)
+            program.graph.erase_node(node)
+    program.graph_module.delete_all_unused_submodules()
+    for gm in program.graph_modules():
+        gm.recompile()
+    return removed
+
+
+def copy_meta(source: fx.Node, target: fx.Node) -> fx.Node:
+    """Give ``target`` the provenance of ``source``."""
+    for key in ("stack_trace", "nn_module_stack"):
+        if key in source.meta:
+            target.meta[key] = source.meta[key]
+    return target
