@@ -1,4 +1,4 @@
-"""The execution runtime: loads a compiled artifact and runs it. Needs numpy and onnxruntime, not torch nor the compiler."""
+"""The execution runtime: loads a compiled artifact and runs it. Needs numpy and onnxruntime only."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def prepare(ports: tuple[Port, ...], dims: Mapping[str, DimRange], given: Mappin
     """The given arrays, checked, and laid out as onnxruntime needs them (contiguous, native byte order).
 
     Raises:
-        ArtifactError: a missing or unknown name, a wrong dtype, rank or size, one dimension with two sizes, or a dimension
-            outside its range. One line: what was expected and what was given.
+        ArtifactError: a missing or unknown name, a wrong dtype, rank or size, one dimension with two sizes, or a
+            dimension outside its range. One line: what was expected and what was given.
     """
     if not isinstance(given, Mapping):
         raise ArtifactError(f"inputs are a dict of arrays by name ({_names(ports)}), not a {type(given).__name__}")

@@ -1,7 +1,7 @@
 """The manifest of an artifact: ``manifest.json`` parsed into frozen dataclasses, every field checked.
 
-The file may come from anywhere, so nothing in it is trusted: types, names, ranges and file paths are all validated and every
-fault is one :class:`~seqc.errors.ArtifactError` line that names the field.
+The file may come from anywhere, so nothing in it is trusted: types, names, ranges and file paths are all validated,
+and every fault is one :class:`~seqc.errors.ArtifactError` line that names the field.
 """
 
 from __future__ import annotations
@@ -22,10 +22,28 @@ MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 
 DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+    f"{kind}{bits}"
+    for kind, widths in (
+        ("bool", ("",)),
+        ("int", (8, 16, 32, 64)),
+        ("uint", (8, 16, 32, 64)),
+        ("float", (16, 32, 64)),
+        ("complex", (64, 128)),
+    )
+    for bits in widths
 )
+"""The numpy dtype names that an input or output may have."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REQUIRED: Any = object()
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
 _T = TypeVar("_T")
 
 
@@ -125,7 +143,8 @@ def parse(data: object) -> Manifest:
     """Validate decoded JSON and build the :class:`Manifest`.
 
     Raises:
-        ArtifactError: a missing key, a wrong type or value, an unknown format version, a path that leaves the directory.
+        ArtifactError: a missing key, a wrong type or value, an unknown format version, or a path that leaves the
+            directory.
     """
     if not isinstance(data, dict):
         raise ArtifactError(f"expected a JSON object, got {_kind(data)}")
@@ -228,9 +247,7 @@ def _port(fields: _Fields) -> Port:
     for size in shape:
         fixed = isinstance(size, int) and not isinstance(size, bool) and size >= 0
         if not (fixed or (isinstance(size, str) and size)):
-            raise fields.fail(
-                "shape", f"holds {size!r}: sizes are non-negative integers or expressions in dimension names"
-            )
+            raise fields.fail("shape", f"holds {size!r}: a size is an integer of at least 0 or an expression in names")
     return Port(name, dtype, tuple(shape))
 
 

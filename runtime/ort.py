@@ -23,7 +23,8 @@ def import_onnxruntime() -> Any:
     """The onnxruntime module.
 
     Raises:
-        MissingExtraError: it is not installed, or what is installed cannot be imported; names the extras that provide it.
+        MissingExtraError: it is not installed, or what is installed cannot be imported; names the extras that
+            provide it.
     """
     install = "install it with pip install 'seqc[cpu]', or 'seqc[gpu]' for an NVIDIA GPU (not both)"
     try:

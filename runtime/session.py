@@ -64,7 +64,8 @@ class Session:
             One array per name in :attr:`outputs`, in that order.
 
         Raises:
-            ArtifactError: an input does not fit (one line: what was expected and what was given), or onnxruntime failed.
+            ArtifactError: an input does not fit (one line: what was expected and what was given), or onnxruntime
+                failed.
         """
         names = [port.name for port in self.outputs]
         arrays = prepare(self.inputs, self.dims, inputs)
@@ -76,8 +77,8 @@ def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> 
 
     Args:
         directory: what ``seqc compile -o`` or ``Compiled.save`` wrote.
-        providers: onnxruntime execution providers, as names or (name, options) pairs, passed through; by default a CUDA GPU
-            where there is one, else the CPU.
+        providers: onnxruntime execution providers, as names or (name, options) pairs, passed through; by default a CUDA
+            GPU where there is one, else the CPU.
 
     Raises:
         ArtifactError: the artifact is missing, damaged or altered, or a provider is not available.

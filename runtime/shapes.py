@@ -1,7 +1,7 @@
 """Sizes written as expressions in dimension names (``sequence + 3``, ``2*length``), evaluated without ``eval``.
 
-The expressions are sympy's spelling of torch's symbolic sizes. One with syntax not known here has no value and is left to
-onnxruntime to check.
+The expressions are sympy's spelling of torch's symbolic sizes. One with syntax not known here has no value
+and is left to onnxruntime to check.
 """
 
 from __future__ import annotations

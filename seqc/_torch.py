@@ -270,7 +270,7 @@ def load_exported_program(path: str, vet: Callable[[str, Any], None]) -> torch.e
     from torch.export.pt2_archive import _package
     from torch.export.pt2_archive import constants as layout
 
-    reader = _package.PT2ArchiveReader(path)  # type: ignore[no-untyped-call]
+    reader = _package.PT2ArchiveReader(path)
     names = set(reader.get_file_names())
     vet("names", sorted(names))
     start, end = layout.MODELS_FILENAME_FORMAT.split("{}")
@@ -327,12 +327,12 @@ def torchscript_module(script: torch.jit.ScriptModule, examples: tuple[torch.Ten
     """
     from torch._export.converter import TS2EPConverter
 
-    class Converter(TS2EPConverter):  # type: ignore[misc]
+    class Converter(TS2EPConverter):
         def retrace_as_exported_program(self, gm: fx.GraphModule, name_to_constant: dict[str, Any]) -> Any:
             raise _Converted(gm)
 
     try:
-        Converter(script, examples).convert()  # type: ignore[no-untyped-call]
+        Converter(script, examples).convert()
     except _Converted as done:
         return done.module
     raise RuntimeError("the TorchScript converter of this torch version works differently")
@@ -342,13 +342,6 @@ class _Converted(Exception):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__("converted")
         self.module = module
-
-
-def sort_topologically(gm: fx.GraphModule) -> None:
-    """Reorder the nodes so that each comes after its inputs, otherwise keeping their order."""
-    from torch.fx.passes.tools_common import stable_topological_sort
-
-    stable_topological_sort(gm)
 
 
 def lower_bound(size: int | torch.SymInt, ranges: dict[sympy.Symbol, tuple[int, int | None]]) -> int | None:

@@ -42,8 +42,8 @@ def write_artifact(
 ) -> Path:
     """Write ``model`` and what describes it to ``directory``, which appears complete or stays as it was.
 
-    Everything is written to a hidden sibling directory that is then renamed into place. An artifact that is already there is
-    moved aside first, put back if the rename fails, and removed once the new one stands.
+    Everything is written to a hidden sibling directory (``.seqc-*.partial``) that is then renamed into place. An
+    artifact that is already there is moved aside first, put back if the rename fails, and removed in the end.
 
     Args:
         manifest: the keys of ``manifest.json`` but for ``format_version`` and ``files``, which are added.
@@ -81,8 +81,9 @@ def check_destination(directory: str | Path, *, overwrite: bool = True) -> Path:
     """The absolute path to write to, if an artifact may be put there. Cheap: ask before compiling for minutes.
 
     Raises:
-        ArtifactError: it is a file, the current directory or a mount point (neither can be renamed), a directory that is not
-            a seqc artifact and not empty, an artifact with files in it that seqc did not write, or one with ``overwrite`` False.
+        ArtifactError: it is a file, the current directory or a mount point (neither can be renamed), a directory that
+            is neither empty nor a seqc artifact, an artifact with files in it that seqc did not write, or any artifact
+            where ``overwrite`` is False.
     """
     target = Path(directory).resolve()
     try:
@@ -104,9 +105,7 @@ def check_destination(directory: str | Path, *, overwrite: bool = True) -> Path:
         raise ArtifactError(f"{target} already holds an artifact")
     foreign = sorted(content - own)
     if foreign:
-        raise ArtifactError(
-            f"{target} holds {foreign[0]!r}, which seqc did not write and would delete: move it away first"
-        )
+        raise ArtifactError(f"{target} holds {foreign[0]!r}, which seqc did not write and would delete: move it away")
     return target
 
 
@@ -148,8 +147,8 @@ def _write_model(stage: Path, model: ir.Model) -> None:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     threshold = _INLINE_TENSOR_BYTES if total > EXTERNAL_ABOVE_BYTES else EXTERNAL_ABOVE_BYTES
-    # the threshold is per tensor: with the large one nothing goes outside, but tensors of the model that live in some other
-    # file come in
+    # the threshold is per tensor: with the large one nothing goes outside, but tensors of the model that live in some
+    # other file come in
     ir.save(
         model,
         stage / MODEL_FILE,

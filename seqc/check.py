@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from seqc.frontend.signature import Signature
 
 Tensors = dict[str, torch.Tensor]
 Arrays = dict[str, Array]
-_Inputs = TypeVar("_Inputs")
 
 _BATCHES = (1, 3)
 # Primes above the sizes that models are traced at, so that a size frozen during tracing cannot go unseen.
@@ -27,9 +26,9 @@ _PRIME_ABOVE = 17
 class CheckCase:
     """The outcome at one set of dimension sizes.
 
-    ``comparisons`` has one entry per output unless a model raised: ``refusal`` is what the source model said (no failure of
-    the compiled one), ``failure`` what the compiled model said where the source did not object. The inputs are
-    ``case_inputs(signature, case.sizes, case.seed)``.
+    ``comparisons`` has one entry per output unless a model raised: ``refusal`` is what the source model said (no
+    failure of the compiled one), ``failure`` what the compiled model said where the source did not object. The inputs
+    are ``case_inputs(signature, case.sizes, case.seed)``.
     """
 
     sizes: Mapping[str, int]
@@ -44,7 +43,7 @@ class CheckCase:
 
     @property
     def error(self) -> float:
-        """The largest relative error over the outputs; infinite where the compiled model raised, 0 where the source did."""
+        """The largest relative error; infinite where the compiled model raised, 0 where the source did."""
         return math.inf if self.failure else max((c.relative for c in self.comparisons), default=0.0)
 
     @property
@@ -63,8 +62,9 @@ class CheckCase:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All cases of a check. ``example`` are the sizes of the example inputs, ``lengths`` the dimensions not taken for a batch.
+    """All cases of a check.
 
+    ``example`` are the sizes of the example inputs, ``lengths`` the dimensions not taken for a batch, and
     ``deterministic`` is False where the source model gave two answers to the same failing inputs.
     """
 
@@ -130,8 +130,8 @@ class CheckReport:
         """Raise unless ``ok``.
 
         Raises:
-            VerificationError: one line with the size, output, error and tolerance of the worst case, and what sets the failing
-                sizes apart; or, where the source model refused every size, its message.
+            VerificationError: one line with the size, output, error and tolerance of the worst case, and what sets the
+                failing sizes apart; or, where the source model refused every size, its message.
         """
         if self.ok:
             return
@@ -176,7 +176,7 @@ def check(
     tolerance: float | Mapping[str, float] = DEFAULT_TOLERANCE,
     seed: int = 0,
 ) -> CheckReport:
-    """Compare ``compiled`` with ``source``: at the example inputs, and with random inputs at the sizes of :func:`plan_sizes`.
+    """Compare ``compiled`` with ``source`` at the example inputs and, with random inputs, at :func:`plan_sizes`.
 
     Args:
         source: the source model, from tensors by input name to arrays by output name.
@@ -202,14 +202,14 @@ def check(
 
 def case_inputs(signature: Signature, sizes: Mapping[str, int], seed: int | None) -> Tensors:
     """The inputs of a case: the example inputs where ``seed`` is None, else random ones like them."""
-    return _cloned(signature.examples) if seed is None else signature.random(sizes, seed)
+    return dict(signature.examples) if seed is None else signature.random(sizes, seed)
 
 
 def plan_sizes(signature: Signature, extra_lengths: Iterable[int] = ()) -> list[dict[str, int]]:
     """The sizes to check at, inside each dimension's range and without repetition.
 
-    Lengths 1, the example's, a prime beyond it, four times it, and ``extra_lengths``, all dimensions at once (with a prime of
-    its own for each), each at batch 1 and 3; where there are several lengths, also each of them alone, at batch 3.
+    Lengths 1, the example's, a prime beyond it, four times it, and ``extra_lengths``, all dimensions at once (with a
+    prime of its own for each), at batch 1 and at batch 3; where there are several lengths, also each of them alone.
     """
     example = signature.example_sizes()
     batch, lengths = _split(signature)
@@ -217,7 +217,7 @@ def plan_sizes(signature: Signature, extra_lengths: Iterable[int] = ()) -> list[
         return [{}]
     primes = _primes(2 * max((example[d] for d in lengths), default=1))
     prime = {d: next(primes) for d in lengths}
-    own = [{d: 1 for d in lengths}, {d: example[d] for d in lengths}, prime, {d: 4 * example[d] for d in lengths}]
+    own = [dict.fromkeys(lengths, 1), {d: example[d] for d in lengths}, prime, {d: 4 * example[d] for d in lengths}]
     planned = [
         {**dict.fromkeys(batch, b), **row}
         for row in (*own, *(dict.fromkeys(lengths, n) for n in extra_lengths))
@@ -231,20 +231,20 @@ def plan_sizes(signature: Signature, extra_lengths: Iterable[int] = ()) -> list[
 
 
 def first_divergence(
-    source: Callable[[_Inputs], Mapping[str, Array]],
-    stages: Sequence[tuple[str, Callable[[_Inputs], Mapping[str, Array]]]],
-    inputs: _Inputs,
+    source: Callable[[Tensors], Mapping[str, Array]],
+    stages: Sequence[tuple[str, Callable[[Tensors], Mapping[str, Array]]]],
+    inputs: Tensors,
     tolerance: float | Mapping[str, float] = DEFAULT_TOLERANCE,
 ) -> str | None:
-    """The name of the first of ``stages`` that raises or whose outputs differ from those of ``source``; None where none does.
+    """The name of the first of ``stages`` that raises or whose outputs differ from those of ``source``; else None.
 
-    ``stages`` are snapshots of the model in the order in which the compiler made them, so that the pass that broke it is
-    named without anything recorded beforehand.
+    ``stages`` are snapshots of the model in the order in which the compiler made them, so that the pass that broke it
+    is named without anything recorded beforehand.
     """
-    reference = {name: np.array(value) for name, value in source(inputs).items()}
+    reference = {name: np.array(value) for name, value in source(_cloned(inputs)).items()}
     for name, stage in stages:
         try:
-            outputs = stage(inputs)
+            outputs = stage(_cloned(inputs))
         except Exception:
             return name
         if not all(c.ok for c in compare_all(reference, outputs, tolerance)):
@@ -280,8 +280,8 @@ def _run_case(
 def _split(signature: Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Batch dimensions and lengths.
 
-    A batch only ever appears at axis 0, unless dimensions say by their name that they are the batch: time-major models have
-    the time at axis 0. Where every dimension would be a batch, they are all treated as lengths.
+    A batch only ever appears at axis 0, unless dimensions say by their name that they are the batch: time-major models
+    have the time at axis 0. Where every dimension would be a batch, they are all treated as lengths.
     """
     dims = list(signature.example_sizes())
     named = [d for d in dims if "batch" in d.lower()]

@@ -24,8 +24,8 @@ _BLOCK = 1 << 20
 class Comparison:
     """One output of two models.
 
-    ``relative`` is ``max|a - b| / max|reference|``, infinite where the outputs cannot be compared or must be equal and are
-    not; ``detail`` then says why. ``where`` is the index of the largest difference, None where there is none.
+    ``relative`` is ``max|a - b| / max|reference|``, infinite where the outputs cannot be compared or must be equal and
+    are not; ``detail`` then says why. ``where`` is the index of the largest difference, None where there is none.
     """
 
     name: str
@@ -121,8 +121,8 @@ def _compare_exactly(name: str, a: Array, b: Array, tolerance: float, index: Any
     first = int(different[0])
     at = index(first)
     detail = (
-        f"{different.size} of {a.size} values differ, the first at {list(at)} is {b[first]}, the reference is {a[first]}; "
-        f"{a.dtype} outputs must be equal"
+        f"{different.size} of {a.size} {a.dtype} values differ and must be equal, "
+        f"the first at {list(at)} is {b[first]}, the reference is {a[first]}"
     )
     if a.dtype.kind not in "biu":
         return _failed(name, tolerance, detail, at)

@@ -109,7 +109,7 @@ class Program:
         first = self.placeholders[0] if self.placeholders else next(iter(self.graph.nodes))
         with self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(first):
             node = self.graph.placeholder(unique)
-        node.meta["val"] = self.fake_mode.from_tensor(tensor) if self.fake_mode is not None else tensor
+        node.meta["val"] = self.fake_mode.from_tensor(tensor, static_shapes=True) if self.fake_mode is not None else tensor
         self.weights[node.name] = tensor
         self.weight_names[node.name] = name
         return node
@@ -166,7 +166,7 @@ def module_path(node: fx.Node) -> str:
     """Dotted path of the module whose forward made the node, relative to the user's model."""
     stack = node.meta.get("nn_module_stack") or {}
     path = str(next(reversed(stack.values()))[0]) if stack else ""
-    return path.removeprefix("model.").removeprefix("model") if path != "model" else ""
+    return "" if path == "model" else path.removeprefix("model.")
 
 
 def source_frames(node: fx.Node) -> list[tuple[str, int, str]]:
@@ -185,7 +185,7 @@ def source_frames(node: fx.Node) -> list[tuple[str, int, str]]:
 def source_line(node: fx.Node) -> str:
     """``file.py:12: text`` of the innermost frame outside torch and seqc; empty where unknown."""
     frames = source_frames(node)
-    user = [f for f in frames if "/torch/" not in f[0] and "/seqc/" not in f[0]] or frames
+    user = [f for f in frames if "/torch/" not in f[0] and "/seqc/" not in f[0]]
     return f"{user[-1][0]}:{user[-1][1]}: {user[-1][2]}" if user else ""
 
 

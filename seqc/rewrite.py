@@ -55,3 +55,23 @@ def copy_meta(source: fx.Node, target: fx.Node) -> fx.Node:
         if key in source.meta:
             target.meta[key] = source.meta[key]
     return target
+
+
+def sort_topologically(graph: fx.Graph) -> None:
+    """Move nodes so that each comes after its inputs, otherwise keeping their order."""
+    placed: set[fx.Node] = set()
+    order: list[fx.Node] = []
+    for root in graph.nodes:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            waiting = [] if node in placed else [n for n in node.all_input_nodes if n not in placed]
+            if waiting:
+                stack.extend(reversed(waiting))
+                continue
+            stack.pop()
+            if node not in placed:
+                placed.add(node)
+                order.append(node)
+    for before, after in zip(order, order[1:], strict=False):
+        before.append(after)

@@ -54,7 +54,7 @@ def text(program: Program, provenance: bool = True) -> str:
 
 
 def lines(program: Program, provenance: bool = True) -> Iterator[tuple[fx.Node | None, str]]:
-    """The lines of :func:`text` with the node each stands for. Prints broken Programs too, so that errors can show them."""
+    """The lines of :func:`text` with the node each stands for. Broken Programs print too: errors show them."""
     return iter(_Printer(program, provenance).program())
 
 
@@ -68,7 +68,8 @@ class _Printer:
         self._count = 0
 
     def program(self) -> list[tuple[fx.Node | None, str]]:
-        program, result = self._program, []
+        program = self._program
+        result: list[tuple[fx.Node | None, str]] = []
         ports = [port.name for port in program.inputs]
         for i, node in enumerate(program.placeholders):
             if node.name in program.weights:

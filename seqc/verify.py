@@ -219,7 +219,7 @@ def _recurrence(node: fx.Node) -> Iterator[str]:
     for placeholder, value, step in zip(inputs, expected, steps, strict=True):
         if not _fits(placeholder.meta["val"], value, lead=(trip,) if step else ()):
             yield f"its body takes {_show(placeholder.meta['val'])} as {placeholder.name}, {_show(value)} is given"
-    vals = [v.meta["val"] for v in results]
+    vals = [v.meta["val"] for v in results if isinstance(v, fx.Node)]
     for i, (start, after) in enumerate(zip(p.carries, vals, strict=False)):
         if not _fits(after, start.meta["val"]):
             yield f"carry {i} is {_show(start.meta['val'])} before and {_show(after)} after a step"

@@ -15,7 +15,7 @@ from seqc.frontend.columns import Alignment, Carry, Column, Index, Invariant, Op
 from seqc.frontend.normalize import insert
 from seqc.ops.recurrence import recurrence, recurrence_shapes
 from seqc.program import Program, source_line
-from seqc.rewrite import copy_meta
+from seqc.rewrite import copy_meta, sort_topologically
 
 aten = torch.ops.aten
 
@@ -211,7 +211,7 @@ def build(program: Program, alignment: Alignment, sinks: list[SinkSpec], roots: 
         for user in list(member.users):
             if user not in members and user not in sink_nodes:
                 user.replace_input_with(member, value)
-    _torch.sort_topologically(program.graph_module)
+    sort_topologically(program.graph)
 
 
 def _insert_recurrence(builder: _Builder, reverse: bool) -> fx.Node:

@@ -16,6 +16,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from seqc import _torch
@@ -42,6 +43,31 @@ class _Outputs:
     dropped: tuple[str, ...] = ()
 
 
+class ReadByIndex(TorchFunctionMode):
+    """Spells ``unbind``, ``split`` and ``chunk`` along a symbolic dimension as reads by index.
+
+    torch would divide the symbolic size by the number of pieces, which loses that each piece is one step.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.unbind, torch.Tensor.unbind):
+            x, dim = _arguments(args, kwargs, "dim", 0)
+            if isinstance(x.shape[dim], torch.SymInt):
+                return tuple(x.select(dim, i) for i in range(int(x.shape[dim])))
+        if func in (torch.split, torch.Tensor.split) and len(args) > 1 and isinstance(args[1], int):
+            x, dim = _arguments((args[0], *args[2:]), kwargs, "dim", 0)
+            if isinstance(x.shape[dim], torch.SymInt):
+                length = int(x.shape[dim])
+                pieces = range(0, length, args[1])
+                return tuple(torch.ops.aten.slice.Tensor(x, dim, i, min(i + args[1], length)) for i in pieces)
+        return func(*args, **kwargs)
+
+
+def _arguments(args: Any, kwargs: Any, name: str, default: int) -> tuple[torch.Tensor, int]:
+    return args[0], args[1] if len(args) > 1 else kwargs.get(name, default)
+
+
 class _Entry(nn.Module):
     """Calls the model by input name, flattens what it returns to tensors, and keeps sizes symbolic."""
 
@@ -54,7 +80,7 @@ class _Entry(nn.Module):
         self.outputs = _Outputs()
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with _torch.no_guards(_torch.shape_env_of(tensors), self.log):
+        with _torch.no_guards(_torch.shape_env_of(tensors), self.log), ReadByIndex():
             out = self.model(*tensors) if self.positional else self.model(**dict(zip(self.names, tensors, strict=True)))
         dropped: list[str] = []
         paths, self.outputs.spec = pytree.tree_flatten_with_path(keep_tensors(out, "output", dropped))

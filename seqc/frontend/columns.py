@@ -130,6 +130,9 @@ class Alignment:
             return Invariant(present[0])
         known = self._find(members, 0)
         if known is not None:
+            for i, member in enumerate(members):
+                if member is not None and known.members[i] is None:
+                    self._fill(known, i, member)
             return known
         result = self._result_of_another(members)
         if result is not None:
@@ -161,6 +164,38 @@ class Alignment:
             if member is not None:
                 self._by_member.setdefault((i, member), []).append(column)
 
+    def _fill(self, column: Any, i: int, value: Any) -> None:
+        """Give a column the node of step ``i`` that it lacked, after checking that it computes what the column says."""
+        found: list[tuple[Carry | Op, fx.Node]] = []
+        if not self._computes(column, i, value, found):
+            raise MisalignedError(f"step {i} of the loop computes something else than the steps before it")
+        for item, node in found:
+            item.members = (*item.members[:i], node, *item.members[i + 1 :])
+            self._by_member.setdefault((i, node), []).append(item)
+
+    def _computes(self, column: Any, i: int, value: Any, found: list[tuple[Carry | Op, fx.Node]]) -> bool:
+        """Whether ``value`` is step ``i`` of the column; ``found`` collects the members that were missing."""
+        if isinstance(column, Index):
+            return bool(value == column.start + column.stride * i)
+        if not isinstance(column, (Invariant, Read, Result, Carry, Op)):
+            return bool(column == value)
+        if not isinstance(value, fx.Node) or isinstance(column, Result):
+            return False
+        if isinstance(column, Invariant):
+            return column.node is value
+        if isinstance(column, Read):
+            low = column.start + column.stride * i
+            place = (low,) if column.width is None else (low, low + column.width)
+            return value.args[:2] == (column.x, column.dim) and value.args[2:] == place
+        if column.members[i] is not None:
+            return column.members[i] is value
+        found.append((column, value))
+        if isinstance(column, Carry):
+            return self._computes(column.next, i + 1 if self.backward else i - 1, value, found)
+        leaves, spec = pytree.tree_flatten((value.args, dict(value.kwargs)))
+        alike = value.target is column.template.target and spec == column.spec
+        return alike and all(self._computes(a, i, x, found) for a, x in zip(column.args, leaves, strict=True))
+
     def _find(self, members: Members, shift: int) -> Carry | Op | None:
         """The column G with G[i - shift] == members[i] wherever both have a node, and at least two such places."""
         for i, member in enumerate(members):
@@ -178,6 +213,8 @@ class Alignment:
         for distance in (1, 2, 3):
             for sign in (1, -1):
                 source = self._find(members, sign * distance)
+                if isinstance(source, Carry) and self.backward != (sign < 0):
+                    continue  # the next value of a carry, which is being explained
                 if source is not None and self._set_direction(sign < 0, source):
                     return self._carry_chain(members, source, distance)
         return None
@@ -343,22 +380,25 @@ def reads_of(column: Column | None) -> Iterator[Read]:
 
 
 def walk(*roots: Any, through_carries: bool = False) -> Iterator[Any]:
-    """The columns that the roots depend on, each once, arguments before users."""
+    """The columns that the roots depend on, each once, arguments before users.
+
+    With ``through_carries`` also what the next values of carries depend on.
+    """
     seen: set[int] = set()
-    stack: list[tuple[Any, bool]] = [(r, False) for r in reversed(roots)]
-    while stack:
-        column, done = stack.pop()
-        if done:
-            yield column
-            continue
-        if not isinstance(column, (Invariant, Read, Result, Index, Carry, Op)) or id(column) in seen:
-            continue
-        seen.add(id(column))
-        stack.append((column, True))
-        if isinstance(column, Op):
-            stack.extend((a, False) for a in reversed(column.args))
-        elif isinstance(column, Carry) and through_carries:
-            stack.append((column.next, False))
+    pending = list(roots)
+    while pending:
+        stack: list[tuple[Any, bool]] = [(pending.pop(0), False)]
+        while stack:
+            column, done = stack.pop()
+            if done:
+                yield column
+            elif isinstance(column, (Invariant, Read, Result, Index, Carry, Op)) and id(column) not in seen:
+                seen.add(id(column))
+                stack.append((column, True))
+                if isinstance(column, Op):
+                    stack.extend((a, False) for a in reversed(column.args))
+                elif isinstance(column, Carry) and through_carries:
+                    pending.append(column.next)
 
 
 def _difference(members: Members) -> str:

@@ -24,8 +24,8 @@ _UNBOUNDED = 2**31
 class Exported:
     """An ExportedProgram taken apart.
 
-    ``example_inputs`` are the tensors the program was exported with, by input name, or random ones of the same shapes and
-    dtypes where it holds none. ``dynamic_shapes`` has the form that ``seqc.compile`` takes: {input: {axis: Dim}}.
+    ``example_inputs`` are the tensors the program was exported with, by input name, or random ones of the same shapes
+    and dtypes where it holds none. ``dynamic_shapes`` has the form that ``seqc.compile`` takes: {input: {axis: Dim}}.
     """
 
     module: nn.Module
@@ -75,7 +75,8 @@ def from_exported(program: torch.export.ExportedProgram) -> Exported:
                 axes.setdefault(expr, []).append((name, axis))
             elif not expr.is_Integer:
                 raise UnsupportedModelError(
-                    f"input {name!r} was exported with a length of {expr} on axis {axis}; export it with a dimension of its own"
+                    f"input {name!r} was exported with a length of {expr} on axis {axis}; "
+                    "give that axis a dimension of its own"
                 )
             elif axis < min(values[name].dim() - 1, 2):
                 notes.append(f"input {name!r}: axis {axis} was exported with the fixed size {int(expr)} and keeps it")

@@ -1,9 +1,9 @@
 """Reads torch.export archives without running anything that they bring along.
 
 What ``torch.export.load`` of torch 2.13 would run from a file: pickles (weights, constants, example inputs), compiled
-libraries (AOTInductor), sympy's ``eval`` of size expressions, names pasted into generated Python source, guards that are
-Python source, imports named by tree specifications, and calls of any function below ``torch`` (``torch.os.system``).
-Each is refused here before the file is read further.
+libraries (AOTInductor), sympy's ``eval`` of size expressions, names pasted into generated Python source, guards that
+are Python source, imports named by tree specifications, and calls of any function below ``torch`` (such as
+``torch.os.system``). Each is refused here before the file is read further.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ _EXPRESSION_NODES = (
     ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp,
     ast.Tuple, ast.Load, ast.operator, ast.unaryop, ast.cmpop, ast.boolop,
 )  # fmt: skip
-_EXPRESSION_FUNCTIONS = frozenset(
-    "Symbol Integer Rational Float Add Mul Pow Max Min Mod Abs Eq Ne Equality Unequality Lt Le Gt Ge StrictLessThan "
-    "LessThan StrictGreaterThan GreaterThan And Or Not Piecewise ExprCondPair Tuple floor ceiling sqrt FloorDiv "
-    "ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow "
-    "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat "
-    "Identity".split()
-)
+_EXPRESSION_FUNCTIONS = frozenset({
+    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "Eq", "Ne", "Equality",
+    "Unequality", "Lt", "Le", "Gt", "Ge", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "And", "Or",
+    "Not", "Piecewise", "ExprCondPair", "Tuple", "floor", "ceiling", "sqrt", "FloorDiv", "ModularIndexing", "Where",
+    "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv", "LShift", "RShift", "PowByNatural", "FloatPow",
+    "FloatTrueDiv", "IntTrueDiv", "IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt", "RoundToInt",
+    "RoundDecimal", "ToFloat", "Identity",
+})  # fmt: skip
 
 
 class Refused(LoadError):
@@ -110,16 +111,11 @@ def _vet_json(value: Any, key: str = "") -> None:
             _vet_expression(value)
         elif key in ("in_spec", "out_spec"):
             _vet_tree(json.loads(value) if value else None, names=key == "in_spec")
-        elif key in ("target", "as_operator") and "." in value and not _is_weight_name(value):
-            if not _TARGET.fullmatch(value) or "__call__" in value:
+        elif key in ("target", "as_operator"):
+            if not _TARGET.fullmatch(value):
                 _refuse(f"its graph calls {value[:60]!r}, which is no tensor operator")
         else:
             _vet_name(value)
-
-
-def _is_weight_name(target: str) -> bool:
-    """Graph signatures also have a ``target``: the dotted name of a weight, which is never resolved below torch."""
-    return not target.startswith(("torch", "_operator", "math", "#")) and bool(_NAME.fullmatch(target))
 
 
 def _vet_name(name: str) -> None:

@@ -21,6 +21,7 @@ from seqc.errors import UnsupportedModelError
 from seqc.frontend.capture import Capture
 from seqc.ops.recurrence import propagate
 from seqc.program import Program, provenance
+from seqc.rewrite import sort_topologically
 
 aten = torch.ops.aten
 
@@ -45,7 +46,7 @@ def merge(a: Capture, b: Capture, reasons: list[str]) -> Program:
     for gm, other_gm in zip(a.program.graph_modules(), b.program.graph_modules(), strict=True):
         if gm is not a.program.graph_module:
             _require_equal(gm, other_gm, reasons)
-    _torch.sort_topologically(a.program.graph_module)
+    sort_topologically(a.program.graph)
     propagate(a.program.graph_module)
     a.program.graph_module.recompile()
     return a.program

@@ -23,6 +23,7 @@ import torch.fx as fx
 from torch.utils import _pytree as pytree
 
 from seqc import _torch
+from seqc.ops.recurrence import propagate
 from seqc.program import Program
 from seqc.rewrite import copy_meta, remove_dead_code
 
@@ -62,13 +63,15 @@ def normalize(program: Program) -> None:
     for node in list(graph.nodes):
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
-    for node in list(graph.nodes):
-        if node.op == "call_function":
-            replacement = _simplify(graph, node)
+    for rule in (_simplify, _written):
+        for node in list(graph.nodes):
+            replacement = rule(graph, node) if node.op == "call_function" else None
             if replacement is not None:
                 node.replace_all_uses_with(replacement)
                 graph.erase_node(node)
-    remove_dead_code(program)
+        remove_dead_code(program)
+    # Sizes such as that of x[:, t:t+1] are plain numbers now; those computed from them follow.
+    propagate(program.graph_module)
     _merge_equal(graph)
     for node in list(graph.nodes):
         if node.target is aten.select_scatter.default and not _is_extended(node):
@@ -76,7 +79,11 @@ def normalize(program: Program) -> None:
     remove_dead_code(program)
     for node in list(graph.nodes):
         if node.target is aten.cat.default:
-            _flatten_cat(graph, node)
+            _flatten_cat(node)
+    remove_dead_code(program)
+    for node in list(graph.nodes):
+        if node.target is aten.cat.default:
+            _cat_to_stack(graph, node)
     remove_dead_code(program)
     program.graph_module.recompile()
 
@@ -99,8 +106,6 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return args[1] if start in (None, 0) and end in (None, INT_MAX) and step in (None, 1) else None  # type: ignore[return-value]
     if target is operator.getitem:
         return _piece(graph, node)
-    if target is aten.select.int:
-        return _written(graph, node)
     return None
 
 
@@ -158,7 +163,7 @@ def _simplify_slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return x  # type: ignore[return-value]
     if isinstance(start, int) and isinstance(end, int) and end == start + 1 and start >= 0 and _is_symbolic(x, dim):
         read = insert(graph, node, node, aten.select.int, (x, dim, start))
-        return insert(graph, node, node, aten.unsqueeze.default, (_written(graph, read) or read, dim))
+        return insert(graph, node, node, aten.unsqueeze.default, (read, dim))
     return None
 
 
@@ -189,6 +194,8 @@ def _is_extended(node: fx.Node) -> bool:
 
 def _written(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """A read of a buffer that is being filled is the value written there, or a read of what was there before."""
+    if node.target is not aten.select.int:
+        return None
     x, dim, index = node.args
     assert isinstance(x, fx.Node)
     found = None
@@ -223,7 +230,7 @@ def _collapse_writes(graph: fx.Graph, last: fx.Node) -> None:
     last.replace_all_uses_with(stack)
 
 
-def _flatten_cat(graph: fx.Graph, node: fx.Node) -> None:
+def _flatten_cat(node: fx.Node) -> None:
     pieces, dim = (*node.args, 0)[:2]
     rank = _val(node).dim()
     flat: list[fx.Node] = []
@@ -233,12 +240,18 @@ def _flatten_cat(graph: fx.Graph, node: fx.Node) -> None:
             flat.extend(piece.args[0])  # type: ignore[union-attr]
         elif not _is_empty(piece, dim):
             flat.append(piece)  # type: ignore[arg-type]
-    unsqueezed = [p for p in flat if p.target is aten.unsqueeze.default and p.args[1] % rank == dim % rank]  # type: ignore[operator]
-    if len(flat) >= 2 and len(unsqueezed) == len(flat):
-        values = [p.args[0] for p in flat]
-        node.replace_all_uses_with(insert(graph, node, node, aten.stack.default, (values, dim % rank)))  # type: ignore[operator]
-    else:
-        node.args = (flat, dim)
+    node.args = (flat or pieces, dim)
+
+
+def _cat_to_stack(graph: fx.Graph, node: fx.Node) -> None:
+    pieces, dim = node.args
+    dim %= _val(node).dim()  # type: ignore[operator]
+    if len(pieces) >= 2 and all(  # type: ignore[arg-type]
+        p.target is aten.unsqueeze.default and p.args[1] % _val(node).dim() == dim  # type: ignore[union-attr, operator]
+        for p in pieces  # type: ignore[union-attr]
+    ):
+        values = [p.args[0] for p in pieces]  # type: ignore[union-attr]
+        node.replace_all_uses_with(insert(graph, node, node, aten.stack.default, (values, dim)))
 
 
 def _is_empty(piece: Any, dim: Any) -> bool:

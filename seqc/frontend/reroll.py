@@ -24,12 +24,11 @@ from seqc.frontend.columns import (
     Index,
     Invariant,
     MisalignedError,
-    Op,
     Read,
     Result,
     walk,
 )
-from seqc.program import Program, source_line
+from seqc.program import Program, flat_args, source_line
 from seqc.rewrite import remove_dead_code
 
 aten = torch.ops.aten
@@ -226,13 +225,10 @@ def _user_columns(column: list[fx.Node | None]) -> list[list[fx.Node | None]]:
         return []
     found = []
     for user in last.users:
-        places = [i for i, a in enumerate(user.args) if a is last]
+        pattern = _pattern(user, last)
         users: list[fx.Node | None] = []
         for node in column:
-            alike = [] if node is None else [
-                u for u in node.users
-                if u.target is user.target and [i for i, a in enumerate(u.args) if a is node] == places
-            ]
+            alike = [u for u in node.users if _pattern(u, node) == pattern] if node is not None else []
             users.append(alike[0] if len(alike) == 1 else None)
         lead = next((i for i, u in enumerate(users) if u is not None), len(users))
         if len(users) - lead >= _FEWEST_STEPS and all(u is not None for u in users[lead:]) and lead <= 2:
@@ -240,4 +236,8 @@ def _user_columns(column: list[fx.Node | None]) -> list[list[fx.Node | None]]:
     return found
 
 
-__all__ = ["Loop", "Op", "Sink", "reroll"]
+def _pattern(user: fx.Node, used: fx.Node) -> Any:
+    """An operation with its literals, and the places in which it takes ``used``."""
+    leaves = ("used" if a is used else "node" if isinstance(a, fx.Node) else a for a in flat_args(user))
+    return user.target, tuple(leaves)
+

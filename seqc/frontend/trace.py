@@ -74,6 +74,8 @@ def _reroll_pair(a: Capture, b: Capture) -> Program:
     reasons += reroll(b.program, varies)
     for captured in (a, b):
         normalize(captured.program)
+        import os
+        if os.environ.get('DBG'): print(captured.program.graph, reasons)
     return merge(a, b, reasons)
 
 

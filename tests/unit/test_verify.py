@@ -20,11 +20,11 @@ aten = torch.ops.aten
 
 @pytest.fixture(scope="module")
 def valid() -> Program:
-    def step(h, x, w):
-        h = torch.tanh(x @ w + h)
+    def step(h, x, w, b):
+        h = torch.tanh(x @ w + h + b)
         return h, h * 2
 
-    return loop_program(step, [torch.randn(2, 3, 4)], [torch.zeros(5)], [torch.randn(4, 5)])
+    return loop_program(step, [torch.randn(2, 3, 4)], [torch.zeros(5)], [torch.randn(4, 5), torch.randn(5)])
 
 
 def loop_of(program: Program) -> fx.Node:

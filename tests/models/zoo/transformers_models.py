@@ -45,6 +45,10 @@ _DELTA: dict[str, Any] = {
 }
 
 
+def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
+
+
 def _build(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         torch.manual_seed(0)
@@ -132,7 +136,7 @@ RECURRENT = (
         "RecurrentGemma",
         loops=True,
         note="attention window of 8",
-        **{k: v for k, v in _ATTENTION.items() if k != "max_position_embeddings"},
+        **_without(_ATTENTION, "max_position_embeddings"),
         attention_window_size=8,
         block_types=["recurrent", "attention"],
     ),
@@ -149,7 +153,13 @@ RECURRENT = (
         autocast_kernel_dtype="float32",
     ),
     _causal("qwen3_next", "Qwen3Next", loops=True, note="dense; chunks of 64", mlp_only_layers=[0, 1], **_DELTA),
-    _causal("olmo_hybrid", "OlmoHybrid", loops=True, note="chunks of 64", **{k: v for k, v in _DELTA.items() if k != "head_dim"}),
+    _causal(
+        "olmo_hybrid",
+        "OlmoHybrid",
+        loops=True,
+        note="chunks of 64",
+        **{k: v for k, v in _DELTA.items() if k != "head_dim"},
+    ),
     _causal(
         "minimax",
         "MiniMax",

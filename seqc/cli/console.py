@@ -1,0 +1,120 @@
+"""What the commands share: their common flags, progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass
+class State:
+    """The flags every command has; they also decide how an error is shown."""
+
+    debug: bool = False
+    json: bool = False
+
+
+def common_options(function: _F) -> _F:
+    """Add ``--json`` and ``--debug``, which are stored in the State that the context carries."""
+
+    def store(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+        def callback(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+            if value:
+                setattr(context.ensure_object(State), name, True)
+
+        return callback
+
+    for name, text in (("debug", "Show a traceback with errors."), ("json", "Print one JSON object on stdout.")):
+        function = click.option(
+            f"--{name}", is_flag=True, expose_value=False, is_eager=True, callback=store(name), help=text
+        )(function)
+    return function
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as one strict JSON object; numbers that JSON lacks become strings."""
+    click.echo(json.dumps(_strict(value), indent=2, ensure_ascii=False))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no result: a line on stderr."""
+    click.echo(f"note: {text}", err=True)
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    """Rows as aligned columns, the last one as long as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row[:-1], widths, strict=False)), row[-1]]) for row in rows]
+    return "\n".join((indent + line).rstrip() for line in lines)
+
+
+def human_bytes(size: float) -> str:
+    """A file size for people: ``1.5 MB`` (1 MB = 10**6 bytes)."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+class Progress:
+    """Prints a line on stderr as each stage ends; on a terminal also what time the running stage has taken.
+
+    Call it as ``progress(stage, nodes, seconds)``.
+    """
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._start = time.perf_counter()
+        self._live: Any = None
+        self.stages: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress as Live
+            from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._live = Live(*columns, console=Console(stderr=True), transient=True)
+            self._live.start()
+            self._task = self._live.add_task(self._doing)
+        return self
+
+    def __call__(self, stage: str, nodes: int, seconds: float) -> None:
+        self.stages.append({"stage": stage, "nodes": nodes, "seconds": round(seconds, 4)})
+        elapsed = time.perf_counter() - self._start
+        line = f"{stage:<20} {nodes:>8} nodes {seconds:>8.2f} s  (total {elapsed:.1f} s)"
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.console.print(Text(line, style="dim"))
+            self._live.reset(self._task, description=f"after {stage}")
+        else:
+            click.echo(line, err=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()

@@ -1,0 +1,143 @@
+"""``seqc run``: run an artifact on given or random inputs. Needs numpy and onnxruntime, not torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from seqc.cli.console import State, common_options, print_json, table
+from seqc.cli.inputs import read_npz
+from seqc.errors import UsageError
+from seqc.runtime import Manifest
+from seqc.runtime.shapes import evaluate
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@click.command("run")
+@click.argument("directory", metavar="DIR")
+@click.option("--inputs", "inputs_file", metavar="F.npz", help="The inputs, one array per input.")
+@click.option("--random", "sizes", metavar="DIM=N,...", help="Random inputs of these sizes (others: as traced).")
+@click.option(
+    "--high", type=click.IntRange(min=1), default=2, show_default=True, help="Random integers are below this."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@click.option("-o", "--output", metavar="OUT.npz", help="Write the outputs here.")
+@click.option("--provider", multiple=True, metavar="NAME", help="onnxruntime execution provider; repeat in order.")
+@common_options
+@click.pass_obj
+def command(
+    state: State,
+    directory: str,
+    inputs_file: str | None,
+    sizes: str | None,
+    high: int,
+    seed: int,
+    output: str | None,
+    provider: tuple[str, ...],
+) -> None:
+    """Run the artifact DIR once and print what comes out."""
+    if (inputs_file is None) == (sizes is None):
+        raise UsageError("give either --inputs F.npz or --random DIM=N,... (--random '' takes the traced sizes)")
+    if output is not None:
+        _check_writable(Path(output))
+
+    from seqc.runtime import load
+
+    session = load(directory, providers=list(provider) or None)
+    if inputs_file is not None:
+        inputs = read_npz(inputs_file)
+    else:
+        inputs = random_inputs(session.manifest, parse_sizes(sizes or ""), high, seed)
+    start = time.perf_counter()
+    outputs = session.run(inputs)
+    seconds = time.perf_counter() - start
+    if output is not None:
+        write_npz(Path(output), outputs)
+    if state.json:
+        rows = [{"name": n, "dtype": str(a.dtype), "shape": list(a.shape), **statistics(a)} for n, a in outputs.items()]
+        print_json({"outputs": rows, "seconds": seconds, "providers": list(session.providers), "written": output})
+        return
+    lines = [[n, f"{a.dtype}[{', '.join(map(str, a.shape))}]", _spell(statistics(a))] for n, a in outputs.items()]
+    click.echo(table(lines, indent=""))
+    click.echo(f"{seconds * 1000:.1f} ms on {session.providers[0]}" + (f", written to {output}" if output else ""))
+
+
+def parse_sizes(text: str) -> dict[str, int]:
+    """Read ``seq=300,batch=2``. Raises UsageError, one line."""
+    sizes = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, number = item.partition("=")
+        if not equals or not number.strip().isdecimal():
+            raise UsageError(f"--random takes DIM=N,..., not {item!r}")
+        sizes[name.strip()] = int(number)
+    return sizes
+
+
+def random_inputs(manifest: Manifest, sizes: dict[str, int], high: int, seed: int) -> Arrays:
+    """Inputs for a manifest: normal floats, integers in [0, high), booleans; dimensions not in ``sizes`` as traced."""
+    for name in sizes:
+        if name not in manifest.dims:
+            known = ", ".join(manifest.dims) or "none: every size is fixed"
+            raise UsageError(f"--random names dimension {name!r}; the artifact's dimensions are {known}")
+    all_sizes = {name: sizes.get(name, dim.traced) for name, dim in manifest.dims.items()}
+    generator = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for port in manifest.inputs:
+        shape = [size if isinstance(size, int) else evaluate(size, all_sizes) for size in port.shape]
+        if None in shape:
+            raise UsageError(f"input {port.name!r} has a size that cannot be worked out; use --inputs")
+        dtype = np.dtype(port.dtype)
+        if dtype.kind in "fc":
+            value = generator.standard_normal(shape)
+            arrays[port.name] = (value + 1j * generator.standard_normal(shape) if dtype.kind == "c" else value).astype(
+                dtype
+            )
+        else:
+            arrays[port.name] = generator.integers(0, 2 if dtype.kind == "b" else high, shape).astype(dtype)
+    return arrays
+
+
+def statistics(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """What a person wants to see of an array: its range and mean, and how much of it is not finite."""
+    if array.size == 0:
+        return {"empty": True}
+    values = np.abs(array) if array.dtype.kind == "c" else array
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.astype(np.float64)
+    result: dict[str, Any] = {}
+    if finite.size:
+        wide = finite.astype(np.float64)
+        result = {"min": float(wide.min()), "max": float(wide.max()), "mean": float(wide.mean())}
+    if finite.size != array.size:
+        result["not_finite"] = int(array.size - finite.size)
+    return result
+
+
+def _spell(numbers: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: not a file that can be written")
+
+
+def write_npz(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file that appears complete or not at all. Raises UsageError, one line."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=".seqc-", suffix=".npz", dir=path.absolute().parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,135 @@
+"""``seqc verify``: compare an artifact with the model it was, or should have been, compiled from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from seqc.cli.compile import vocabulary
+from seqc.cli.console import State, common_options, note, print_json
+from seqc.cli.inputs import Dimension, InputSpec, draw
+from seqc.compare import Array
+from seqc.errors import UsageError, VerificationError
+from seqc.runtime import Manifest, Port
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from seqc.frontend.load import Loaded
+    from seqc.frontend.signature import Signature
+
+
+@click.command("verify")
+@click.argument("directory", metavar="DIR")
+@click.option("--against", "source", required=True, metavar="SRC", help="The model, as for `seqc compile`.")
+@click.option("--entry", metavar="PKG.MOD:FACTORY", help="Builds the module that a weights file belongs to.")
+@click.option("--tolerance", type=float, metavar="T", help="Largest error relative to an output's scale.")
+@click.option("--length", "lengths", type=click.IntRange(min=1), multiple=True, metavar="N", help="Check N as well.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@click.option("--provider", multiple=True, metavar="NAME", help="onnxruntime execution provider; repeat in order.")
+@click.option("--allow-pickle", is_flag=True, help="Load files that execute code when they are loaded.")
+@common_options
+@click.pass_obj
+def command(
+    state: State,
+    directory: str,
+    source: str,
+    entry: str | None,
+    tolerance: float | None,
+    lengths: tuple[int, ...],
+    seed: int,
+    provider: tuple[str, ...],
+    allow_pickle: bool,
+) -> int:
+    """Run the artifact DIR and the model SRC on the same inputs, of many sizes, and compare; exit 1 if they differ."""
+    if tolerance is not None and not tolerance >= 0:
+        raise UsageError(f"--tolerance must be at least 0, not {tolerance}")
+
+    from seqc.check import check
+    from seqc.frontend.load import load as load_source
+    from seqc.runtime import load as load_artifact
+
+    session = load_artifact(directory, providers=list(provider) or None)
+    loaded = load_source(source, entry=entry, allow_pickle=allow_pickle)
+    for text in loaded.notes:
+        note(text)
+    examples = _examples(loaded, session.manifest)
+    model = loaded.module(examples)
+    signature = _signature(model, examples, session.manifest)
+    report = check(
+        _reference(model, signature, [port.name for port in session.outputs]),
+        session.run,
+        signature,
+        lengths,
+        dict(session.manifest.tolerances) if tolerance is None else tolerance,
+        seed,
+    )
+    if state.json:
+        print_json(report.to_json())
+    else:
+        for line in report.lines():
+            click.echo(line)
+    report.raise_if_failed()
+    return 0
+
+
+def _examples(loaded: Loaded, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """The source's own example inputs where it has them under the artifact's names, else random ones."""
+    names = [port.name for port in manifest.inputs]
+    if loaded.example_inputs is not None:
+        if set(loaded.example_inputs) != set(names):
+            raise UsageError(
+                f"{loaded.path} takes {', '.join(loaded.example_inputs)}, the artifact takes {', '.join(names)}"
+            )
+        return {name: loaded.example_inputs[name] for name in names}
+    return draw([_spec(port, manifest) for port in manifest.inputs], vocabulary(loaded))
+
+
+def _spec(port: Port, manifest: Manifest) -> InputSpec:
+    return InputSpec(port.name, port.dtype, tuple(_size(size, port, manifest) for size in port.shape))
+
+
+def _size(size: int | str, port: Port, manifest: Manifest) -> int | Dimension:
+    if isinstance(size, int):
+        return size
+    if size not in manifest.dims:
+        raise UsageError(f"input {port.name!r} has the size {size}, for which seqc verify cannot make up inputs")
+    return Dimension(size, max(manifest.dims[size].min, 1), manifest.dims[size].max)
+
+
+def _signature(model: nn.Module, examples: dict[str, torch.Tensor], manifest: Manifest) -> Signature:
+    from seqc.frontend.signature import bind
+
+    return bind(model, examples, {port.name: _spec(port, manifest).dynamic for port in manifest.inputs})
+
+
+def _reference(
+    model: nn.Module, signature: Signature, names: list[str]
+) -> Callable[[dict[str, torch.Tensor]], dict[str, Array]]:
+    """The source model as a function from tensors by input name to arrays by the artifact's output names."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from seqc.check import to_numpy
+    from seqc.frontend.capture import keep_tensors
+
+    try:
+        inspect.signature(model.forward).bind(**signature.examples)
+        by_name = True
+    except TypeError:
+        by_name = False
+
+    def reference(inputs: dict[str, torch.Tensor]) -> dict[str, Array]:
+        with torch.no_grad():
+            out = model(**inputs) if by_name else model(*inputs.values())
+        leaves = pytree.tree_leaves(keep_tensors(out, "output", []))
+        if len(leaves) != len(names):
+            raise VerificationError(f"the model returns {len(leaves)} tensors, the artifact {len(names)}")
+        return {name: to_numpy(leaf) for name, leaf in zip(names, leaves, strict=True)}
+
+    reference(signature.examples)
+    return reference

@@ -1,0 +1,89 @@
+"""Options of the compiler: ``options={"loops": "unroll"}`` in Python and ``--opt loops=unroll`` on the command line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from seqc.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """A known option. ``parse`` turns the text or Python value given into the value used, or raises ValueError."""
+
+    name: str
+    default: Any
+    allowed: str
+    parse: Callable[[Any], Any]
+    help: str
+
+
+def _choice(*values: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in values:
+            raise ValueError
+        return str(value)
+
+    return parse
+
+
+def _tolerance(value: Any) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
+        raise ValueError
+    return number
+
+
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            "loops",
+            "reroll",
+            "reroll or unroll",
+            _choice("reroll", "unroll"),
+            "loops over a dynamic length become recurrences, or stay unrolled at the example's length, then fixed",
+        ),
+        Option(
+            "tolerance",
+            1e-4,
+            "a number of at least 0",
+            _tolerance,
+            "largest error that the check accepts, relative to the scale of each output",
+        ),
+        Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
+    )
+}
+
+
+def parse_options(items: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, Any]:
+    """Every known option with its value: the default, or what ``items`` (``KEY=VALUE`` texts or a mapping) says.
+
+    Raises UsageError, one line, for an unknown key (naming the nearest known one), a wrong value or a key given twice.
+    """
+    given: dict[str, Any] = {}
+    pairs = items.items() if isinstance(items, Mapping) else (_split(item) for item in items)
+    for key, value in pairs:
+        option = OPTIONS.get(key)
+        if option is None:
+            near = difflib.get_close_matches(str(key), OPTIONS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(OPTIONS)}"
+            raise UsageError(f"unknown option {key!r}; {hint}")
+        if key in given:
+            raise UsageError(f"option {key!r} is given twice")
+        try:
+            given[key] = option.parse(value)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"option {key!r} takes {option.allowed}, not {value!r}") from error
+    return {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+
+
+def _split(item: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"an option is KEY=VALUE, not {item!r}")
+    return key.strip(), value.strip()

@@ -1,0 +1,152 @@
+"""Measures one model of the zoo in a process of its own: ``python -m tests.models.measure NAME seqc|torch``.
+
+Prints one line of JSON. A crash or a hang of either exporter then costs one row of the table and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import seqc.runtime
+import torch
+
+import seqc
+from seqc.errors import SeqcError, UnsupportedModelError
+from tests.models.compare import TOLERANCE, relative_error
+from tests.models.onnx_count import op_counts
+from tests.models.zoo import ALL
+from tests.models.zoo.base import BATCHES, Inputs, ZooModel, eager
+
+EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7
+_MARK = "RESULT "
+
+Run = Callable[[Inputs], list[Any]]
+
+
+def example(zoo: ZooModel) -> Inputs:
+    """The inputs a model is compiled with."""
+    return zoo.inputs(EXAMPLE_BATCH, EXAMPLE_LENGTH if EXAMPLE_LENGTH in zoo.lengths else zoo.lengths[0], 0)
+
+
+def errors_by_length(zoo: ZooModel, run: Run) -> dict[str, float | str]:
+    """The worst error over batches 1 and 3 per length; the exception's first line where running fails."""
+    source = zoo.build()
+    found: dict[str, float | str] = {}
+    for length in zoo.lengths:
+        worst: float | str = 0.0
+        for batch in BATCHES:
+            inputs = zoo.inputs(batch, length, 1000 * length + batch)
+            try:
+                error = relative_error(run(inputs), eager(source, inputs))
+            except Exception as problem:
+                worst = _line(problem)
+                break
+            worst = max(worst, error)
+        found[str(length)] = worst
+    return found
+
+
+def measure_seqc(zoo: ZooModel, folder: Path) -> dict[str, Any]:
+    """Compile without the check, save, load in the runtime, and compare at every length."""
+    start = time.perf_counter()
+    try:
+        compiled = seqc.compile(zoo.build(), example(zoo), dynamic_shapes=zoo.dynamic_shapes, check=False)
+        seconds = time.perf_counter() - start
+        compiled.save(folder / "artifact")
+    except UnsupportedModelError as refusal:
+        return {"status": "refused", "detail": _line(refusal), "seconds": time.perf_counter() - start}
+    except SeqcError as error:
+        return {"status": "error", "detail": _line(error), "seconds": time.perf_counter() - start}
+    session = seqc.runtime.load(folder / "artifact")
+
+    def run(inputs: Inputs) -> list[Any]:
+        return list(session.run({name: value.numpy() for name, value in inputs.items()}).values())
+
+    counts = op_counts(folder / "artifact" / "model.onnx")
+    errors = errors_by_length(zoo, run)
+    right = all(isinstance(e, float) and e <= TOLERANCE for e in errors.values())
+    result = {"status": "right" if right else "wrong", "errors": errors, "seconds": seconds}
+    return {**result, "nodes": sum(counts.values()), "scans": counts["Scan"], "loops": counts["Loop"]}
+
+
+def measure_torch(zoo: ZooModel, folder: Path) -> dict[str, Any]:
+    """What ``torch.onnx.export(dynamo=True)`` makes of the same model with the same dynamic dimensions."""
+    inputs = example(zoo)
+    shapes = {name: dict(axes) for name, axes in zoo.dynamic_shapes.items()}
+    path = folder / "torch.onnx"
+    start = time.perf_counter()
+    try:
+        program = torch.onnx.export(
+            zoo.build(), (), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, verbose=False, opset_version=20
+        )
+        assert program is not None
+        program.save(path)
+    except Exception as error:
+        return {"status": "error", "detail": _line(error), "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    counts = op_counts(path)
+    result = {"seconds": seconds, "nodes": sum(counts.values()), "scans": counts["Scan"], "loops": counts["Loop"]}
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        return {**result, "status": "error", "detail": f"ONNX Runtime refuses the model: {_line(error)}"}
+    names = {i.name for i in session.get_inputs()}
+
+    def run(values: Inputs) -> list[Any]:
+        return list(session.run(None, {name: value.numpy() for name, value in values.items() if name in names}))
+
+    errors = errors_by_length(zoo, run)
+    return {**result, "errors": errors, "status": verdict(errors, str(inputs_length(zoo)))}
+
+
+def inputs_length(zoo: ZooModel) -> int:
+    return EXAMPLE_LENGTH if EXAMPLE_LENGTH in zoo.lengths else zoo.lengths[0]
+
+
+def verdict(errors: dict[str, float | str], exported: str) -> str:
+    """``right`` at all lengths; ``frozen`` where it runs at the exported length only; else what is wrong."""
+    good = {length for length, error in errors.items() if isinstance(error, float) and error <= TOLERANCE}
+    if good == set(errors):
+        return "right"
+    if good == {exported}:
+        others = [error for length, error in errors.items() if length != exported]
+        silent = any(isinstance(error, float) for error in others)
+        return "frozen: wrong numbers elsewhere" if silent else "frozen: fails elsewhere"
+    if exported not in good:
+        return "wrong"
+    return "right only at " + ", ".join(sorted(good, key=int))
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
+
+
+def parse(output: str) -> dict[str, Any] | None:
+    """The result in what a measuring process printed, None where it died before it had one."""
+    for line in output.splitlines():
+        if line.startswith(_MARK):
+            found: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+            return found
+    return None
+
+
+def main() -> None:
+    name, which = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(2)
+    measure = {"seqc": measure_seqc, "torch": measure_torch}[which]
+    with tempfile.TemporaryDirectory() as folder:
+        print(_MARK + json.dumps(measure(ALL[name], Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
