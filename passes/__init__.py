@@ -1,0 +1,29 @@
+"""The passes of seqc: one rewrite of a Program per file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from seqc.passes.hoist import Hoist
+from seqc.passes.split_complex import SplitComplex
+
+from seqc.rewrite import Pass
+
+__all__ = ["BY_NAME", "DEFAULT", "Hoist", "SplitComplex", "register"]
+
+# Complex values first: what Hoist then moves is real, and the projections it looks for are plain matrix products.
+DEFAULT: tuple[Pass, ...] = (SplitComplex(), Hoist())
+"""The passes that run unless told otherwise, in this order."""
+
+
+def register(passes: Iterable[Pass]) -> dict[str, Pass]:
+    """The passes by name. Raises ValueError where two have the same name."""
+    result: dict[str, Pass] = {}
+    for step in passes:
+        if step.name in result:
+            raise ValueError(f"two passes are called {step.name!r}: {result[step.name]!r} and {step!r}")
+        result[step.name] = step
+    return result
+
+
+BY_NAME: dict[str, Pass] = register(DEFAULT)

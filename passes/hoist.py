@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import sympy
 import torch
 import torch.fx as fx
+from seqc.passes.loop_cleanup import clean, delay
 
 from seqc import _torch
 from seqc.batch import Value, is_projection, over_time
@@ -16,7 +17,6 @@ from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
 from seqc.program import Program, flat_args
 from seqc.rewrite import remove_dead_code
-from seqc.passes.loop_cleanup import clean, delay
 from seqc.verify import same_shape
 
 aten = torch.ops.aten
@@ -237,7 +237,7 @@ class _Mover:
             self.sizes[node] = found
         return self.sizes[node]
 
-    def _make_size(self, expr: sympy.Expr) -> fx.Node | int | None:
+    def _make_size(self, expr: Any) -> fx.Node | int | None:
         emit, graph, place = self.loop.emit, self.loop.gm.graph, self.loop.node
         if expr.is_Integer:
             return int(expr)
@@ -247,12 +247,15 @@ class _Mover:
             value = earlier.meta.get("val")
             if isinstance(value, torch.SymInt) and same_shape((value,), (expr,)):
                 return earlier
-        sources = {symbol: self._symbol(symbol) for symbol in expr.free_symbols}
-        if not all(sources.values()):
-            return None
+        symbols: dict[sympy.Symbol, fx.Proxy] = {}
         with emit.before(place):
-            symbols = {symbol: fx.Proxy(emit(aten.sym_size.int, *source)) for symbol, source in sources.items()}
+            for symbol in expr.free_symbols:
+                source = self._symbol(symbol)
+                if source is None:
+                    return None
+                symbols[symbol] = fx.Proxy(emit(aten.sym_size.int, *source))
             result = _torch.emit_expr(expr, symbols)
+        assert isinstance(result, fx.Proxy)
         for written in graph.nodes:
             if "val" not in written.meta and written.op == "call_function":
                 written.meta["val"] = emit.compute(written.target, *written.args)

@@ -11,13 +11,14 @@ import logging
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
 import torch.fx as fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -84,12 +85,66 @@ def no_guards(env: ShapeEnv | None, log: list[Specialisation] | None = None) -> 
         return result
 
     # backed_size_oblivious: broadcasting and contiguity rules are decided as for a general size, not for this one.
-    with env.suppress_guards(), symbolic_config.patch(backed_size_oblivious=True):
+    with env.suppress_guards(), symbolic_config.patch(backed_size_oblivious=True), _shape_rules():
         env.evaluate_expr = recording  # type: ignore[method-assign]
         try:
             yield
         finally:
             del env.evaluate_expr  # type: ignore[method-assign]
+
+
+def _unbind_shapes(t: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
+    return tuple(t.select(dim, i) for i in range(int(t.shape[dim])))
+
+
+def _layer_shapes(
+    x: torch.Tensor,
+    hx: Any,
+    params: Any,
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[torch.Tensor, ...]:
+    states = hx if isinstance(hx, (list, tuple)) else [hx]
+    features = states[0].shape[-1] * (1 + bidirectional)
+    return (x.new_empty((*x.shape[:-1], features)), *(torch.empty_like(s) for s in states))
+
+
+# Kept whole in the IR beyond what torch.onnx knows: the backend has forms of them far cheaper than their decomposition
+# (a loop over time, or a product over [length, length]).
+_aten = torch.ops.aten
+_RECURRENT_LAYERS = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)
+_KEPT = (*_RECURRENT_LAYERS, _aten.cumprod.default)
+_SHAPE_RULES: dict[Any, Callable[..., Any]] = {
+    _aten.unbind.int: _unbind_shapes,
+    **dict.fromkeys(_RECURRENT_LAYERS, _layer_shapes),
+}
+
+
+@contextlib.contextmanager
+def _shape_rules() -> Iterator[None]:
+    """Shape rules for ops whose decompositions give wrong shapes where a symbolic size is read as its traced value.
+
+    unbind becomes tensor_split of a symbolic size and keeps the axis; recurrent layers unbind time.
+    """
+    from torch._decomp import decomposition_table
+
+    saved = {op: decomposition_table[op] for op in _SHAPE_RULES}
+    decomposition_table.update(_SHAPE_RULES)
+    try:
+        yield
+    finally:
+        decomposition_table.update(saved)
+
+
+@contextlib.contextmanager
+def faking(mode: FakeTensorMode) -> Iterator[None]:
+    """Compute on the fake tensors of ``mode`` without freezing a size, composite operators included."""
+    with mode, no_guards(mode.shape_env), enable_python_dispatcher():
+        yield
 
 
 def size_expr(size: int | torch.SymInt) -> Any:
@@ -125,7 +180,7 @@ def onnx_decompositions(keep: frozenset[Any] = frozenset()) -> dict[Any, Callabl
     from torch.onnx._internal.exporter import _decomp
 
     registry = _torchlib(18)
-    known = set(_decomp.get_onnx_implemented_overloads(registry)) | set(keep)
+    known = set(_decomp.get_onnx_implemented_overloads(registry)) | set(_KEPT) | set(keep)
     return dict(_decomp.create_onnx_friendly_decomposition_table(known))
 
 
@@ -319,31 +374,6 @@ def foreign_calls(gm: fx.GraphModule) -> list[str]:
     return found
 
 
-def torchscript_module(script: torch.jit.ScriptModule, examples: tuple[torch.Tensor, ...]) -> fx.GraphModule:
-    """A TorchScript module as a GraphModule of ATen calls that keeps sizes symbolic when it is traced.
-
-    Uses torch's own TorchScript converter up to its last step, which would freeze what it cannot keep dynamic.
-    Raises RuntimeError where the converter does not know a TorchScript construct.
-    """
-    from torch._export.converter import TS2EPConverter
-
-    class Converter(TS2EPConverter):
-        def retrace_as_exported_program(self, gm: fx.GraphModule, name_to_constant: dict[str, Any]) -> Any:
-            raise _Converted(gm)
-
-    try:
-        Converter(script, examples).convert()
-    except _Converted as done:
-        return done.module
-    raise RuntimeError("the TorchScript converter of this torch version works differently")
-
-
-class _Converted(Exception):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__("converted")
-        self.module = module
-
-
 def lower_bound(size: int | torch.SymInt, ranges: dict[sympy.Symbol, tuple[int, int | None]]) -> int | None:
     """The least value ``size`` is proved to take while each symbol stays in its range; None where nothing is proved."""
     from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
@@ -355,3 +385,45 @@ def lower_bound(size: int | torch.SymInt, ranges: dict[sympy.Symbol, tuple[int, 
         return None
     low = bound_sympy(expr, known).lower
     return int(low) if low.is_Integer else None
+
+
+def onnx_scan(
+    step: Callable[..., Sequence[Any]], carries: Sequence[Any], xs: Sequence[Any], axes: Sequence[int], reverse: bool
+) -> Sequence[Any]:
+    """Inside a translation: an ONNX Scan of ``step(*carries, *xs at one step)``, which returns carries, then ys.
+
+    ``axes`` holds the scanned axis of each x; every y gets the axis of the first x. Returns the final carries, then ys.
+    """
+    import onnx_ir as ir
+    from onnxscript import evaluator
+    from torch.onnx._internal.exporter import _building
+
+    outer = evaluator.default()
+    inner = _building.OpRecorder(outer.opset, {})
+    inputs = []
+    for i, (value, axis) in enumerate((*((c, None) for c in carries), *zip(xs, axes, strict=True))):
+        item = onnx_value(f"step_input_{i}", outer.opset.version)
+        item.dtype = value.dtype
+        if value.shape is not None:
+            item.shape = ir.Shape([d for at, d in enumerate(value.shape) if axis is None or at != axis])
+        inputs.append(item)
+    with evaluator.default_as(inner):
+        outputs = list(step(*inputs))
+    body = ir.Graph(inputs, outputs, nodes=inner.nodes, name="scan_body")
+    n_ys, direction = len(outputs) - len(carries), int(reverse)
+    node = ir.Node(
+        "",
+        "Scan",
+        [*carries, *xs],
+        [
+            ir.AttrGraph("body", body),
+            ir.AttrInt64("num_scan_inputs", len(xs)),
+            ir.AttrInt64s("scan_input_axes", list(axes)),
+            ir.AttrInt64s("scan_output_axes", [axes[0]] * n_ys),
+            ir.AttrInt64s("scan_input_directions", [direction] * len(xs)),
+            ir.AttrInt64s("scan_output_directions", [direction] * n_ys),
+        ],
+        outputs=[onnx_value("scan_output", outer.opset.version) for _ in outputs],
+    )
+    outer.nodes.append(node)
+    return node.outputs

@@ -8,7 +8,7 @@ Whatever a rule gives is compared with the wanted shape and dtype, symbolic size
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Value:
-    """A node outside the loop that stands for a value of the body: of all steps (time at axis 0), or the same in each."""
+    """A node outside the loop for a value of the body: of all steps (time at axis 0), or the same in each."""
 
     node: fx.Node
     batched: bool
@@ -142,8 +142,7 @@ def _pointwise(call: Call) -> fx.Node:
 
 def _as_is(call: Call) -> fx.Node | None:
     """Acts on trailing axes of its first argument only; the others (weights) are the same in each step."""
-    first, *others = call.tensors
-    if any(v.batched for v in others):
+    if any(v.batched for v in call.tensors[1:]):
         return None
     return call.write(call.target, *call.args, **call.kwargs)
 
@@ -337,9 +336,10 @@ def _size(emit: Emitter, node: fx.Node, axis: int) -> Any:
     return size if isinstance(size, int) else emit(aten.sym_size.int, node, axis)
 
 
-def _table(rule: Rule, *names: str) -> dict[Any, Rule]:
+def _table(rule: Rule, names: str) -> dict[Any, Rule]:
+    """``rule`` for each ATen operator in ``names``; those that this torch does not have are left out."""
     result: dict[Any, Rule] = {}
-    for name in names:
+    for name in names.split():
         packet, _, overload = name.partition(".")
         found = getattr(getattr(aten, packet, None), overload or "default", None)
         if found is not None:
@@ -347,34 +347,37 @@ def _table(rule: Rule, *names: str) -> dict[Any, Rule]:
     return result
 
 
-_ALONG: Sequence[str] = (
-    "sum.dim_IntList mean.dim amax amin logsumexp softmax.int _softmax log_softmax.int _log_softmax cumsum cumprod "
-    "select.int slice.Tensor squeeze.dim squeeze.dims unsqueeze transpose.int flip split.Tensor split_with_sizes "
-    "unsafe_split.Tensor chunk unbind.int narrow argmax argmin max.dim min.dim var.correction std.correction var.dim "
-    "linalg_vector_norm index_select glu topk any.dim all.dim prod.dim_int roll flatten.using_ints cummax argsort sort"
-).split()
+_ALONG = """
+    sum.dim_IntList mean.dim amax amin logsumexp softmax.int _softmax log_softmax.int _log_softmax cumsum cumprod
+    select.int slice.Tensor squeeze.dim squeeze.dims unsqueeze transpose.int flip split.Tensor split_with_sizes
+    unsafe_split.Tensor chunk unbind.int narrow argmax argmin max.dim min.dim var.correction std.correction var.dim
+    linalg_vector_norm index_select glu topk any.dim all.dim prod.dim_int roll flatten.using_ints cummax argsort sort
+"""
+_ELEMENTWISE = """
+    clone _to_copy alias detach lift_fresh_copy contiguous to.dtype square softplus silu gelu relu dropout
+    zeros_like ones_like full_like complex polar
+"""
 
 RULES: dict[Any, Rule] = {
-    **_table(_along, *_ALONG),
-    **_table(_along_both, "gather", "scatter.src", "scatter_add"),
-    **_table(_as_is, "linear", "layer_norm", "rms_norm", "tril", "triu", "constant_pad_nd"),
-    **_table(_pointwise, "clone", "_to_copy", "alias", "detach", "lift_fresh_copy", "contiguous", "to.dtype", "square"),
-    **_table(_pointwise, "softplus", "silu", "gelu", "relu", "dropout", "zeros_like", "ones_like", "full_like"),
+    **_table(_along, _ALONG),
+    **_table(_along_both, "gather scatter.src scatter_add"),
+    **_table(_as_is, "linear layer_norm rms_norm tril triu constant_pad_nd"),
+    **_table(_pointwise, _ELEMENTWISE),
     **_table(_permute, "permute"),
     **_table(_transpose_matrix, "t"),
-    **_table(_joined, "cat", "stack"),
-    **_table(_reshaped, "view", "reshape", "_unsafe_view"),
+    **_table(_joined, "cat stack"),
+    **_table(_reshaped, "view reshape _unsafe_view"),
     **_table(_expanded, "expand"),
     **_table(_expanded_as, "expand_as"),
     **_table(_repeated, "repeat"),
     **_table(_reduced(aten.sum.dim_IntList), "sum"),
     **_table(_reduced(aten.mean.dim), "mean"),
-    **_table(_product, "mm", "bmm", "matmul", "mv"),
-    **_table(_added_product, "addmm", "baddbmm"),
+    **_table(_product, "mm bmm matmul mv"),
+    **_table(_added_product, "addmm baddbmm"),
     **_table(_einsum, "einsum"),
     **_table(_indexed, "index.Tensor"),
     **_table(_looked_up, "embedding"),
-    **_table(_rows, "conv1d", "conv2d", "convolution", "group_norm", "scaled_dot_product_attention"),
+    **_table(_rows, "conv1d conv2d convolution group_norm scaled_dot_product_attention"),
 }
 """Operators whose form over all steps is not just elementwise."""
 

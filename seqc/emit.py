@@ -20,7 +20,7 @@ def value_of(arg: Any) -> Any:
 
 
 class Emitter:
-    """Writes call_function nodes into one graph at a movable place, each with its fake value and its origin's provenance."""
+    """Writes call_function nodes at a movable place, each with its fake value and its origin's provenance."""
 
     def __init__(self, gm: fx.GraphModule, mode: Any = None) -> None:
         self.gm = gm
@@ -32,7 +32,7 @@ class Emitter:
 
     @contextlib.contextmanager
     def before(self, place: fx.Node, origin: fx.Node | None = None) -> Iterator[None]:
-        """Inside, nodes are written in front of ``place`` and carry the provenance of ``origin`` (by default ``place``)."""
+        """Inside, nodes are written in front of ``place``, with the provenance of ``origin`` (default ``place``)."""
         saved = (self._place, self._origin)
         self._place, self._origin = place, origin if origin is not None else place
         try:

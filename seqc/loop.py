@@ -18,8 +18,8 @@ aten = torch.ops.aten
 class Loop:
     """An editable view of one recurrence node. Call :meth:`commit` after the last edit.
 
-    ``carries``, ``xs`` and ``invariants`` pair the outer value with the body's placeholder; ``results`` pairs the body's
-    value with the outer getitem node that reads it (None where nothing does): one per carry, then the ys.
+    ``carries``, ``xs`` and ``invariants`` pair the outer value with the body's placeholder; ``results`` pairs the
+    body's value with the outer getitem node that reads it (None where nothing does): one per carry, then the ys.
     """
 
     def __init__(self, gm: fx.GraphModule, node: fx.Node, mode: Any) -> None:
@@ -30,7 +30,7 @@ class Loop:
         self.invariants = list(zip(p.invariants, p.body_invariants, strict=True))
         self.emit = Emitter(gm, mode)
         self.results: list[tuple[fx.Node, fx.Node | None]] = [(v, None) for v in (*p.next_carries, *p.ys)]
-        for user in list(node.users):
+        for user in sorted(node.users, key=lambda u: -int(u.args[1])):  # type: ignore[arg-type]
             self._adopt(user)
         self.after = self._behind()
 
@@ -126,7 +126,7 @@ class Loop:
         self.sync()
 
     def drop_carry(self, index: int) -> fx.Node:
-        """Remove carry ``index`` and its final value, which nothing reads; its placeholder stays, for the caller to use."""
+        """Remove carry ``index`` and its final value, which nothing reads; its placeholder stays for the caller."""
         _, inner = self.carries.pop(index)
         self.drop_result(index)
         return inner
@@ -152,9 +152,10 @@ class Loop:
         for _, placeholder in pairs:
             first.prepend(placeholder) if placeholder is not first else None
             first = placeholder.next
-        for i, (_, reader) in enumerate(self.results):
+        for i, (_, reader) in reversed(list(enumerate(self.results))):
             if reader is not None:
                 reader.args = (self.node, i)
+                self.node.append(reader)
         self.body.delete_all_unused_submodules()
         self.body.recompile()
         outer = [tuple(o for o, _ in group) for group in (self.carries, self.xs, self.invariants)]
@@ -166,4 +167,4 @@ class Loop:
     def _shapes(self) -> Any:
         vals = [[o.meta["val"] for o, _ in group] for group in (self.carries, self.xs, self.invariants)]
         trip = self.trip.meta["val"] if isinstance(self.trip, fx.Node) else self.trip
-        return recurrence_shapes(self.body, trip, *vals, reverse=self.reverse)
+        return recurrence_shapes(self.body, trip, vals[0], vals[1], vals[2], self.reverse)

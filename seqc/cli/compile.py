@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqc.cli.console import Progress, State, common_options, human_bytes, note, print_json, table
+from seqc.cli.console import Progress, State, common_options, human_bytes, print_json, table
 from seqc.cli.inputs import draw, fixed_sizes, parse_dynamic, parse_input, read_npz
 from seqc.errors import UsageError
 from seqc.options import OPTIONS, parse_options
@@ -73,35 +73,39 @@ def command(
 
     import seqc
     from seqc.artifact import check_destination
-    from seqc.frontend.load import load
+    from seqc.frontend.load import load, quiet
 
     check_destination(output)
     with Progress(f"compiling {source}") as progress:
         loaded = load(source, entry=entry, allow_pickle=allow_pickle)
         examples, shapes = _inputs(loaded, parsed, arrays, dynamic_axes)
         for text in loaded.notes:
-            note(text)
+            progress.note(text)
         for name, tensor in examples.items():
             text_or_none = fixed_sizes(name, tensor.dim(), (shapes or {}).get(name, {}), tensor.shape)
             if shapes is not None and text_or_none and (parsed or arrays):
-                note(text_or_none)
-        compiled = seqc.compile(
-            loaded.module(examples),
-            examples,
-            dynamic_shapes=shapes,
-            target=target,
-            passes=[p.strip() for p in passes.split(",") if p.strip()] if passes is not None else None,
-            options=chosen,
-            opset=opset,
-            check=not no_check,
-            progress=progress,
-        )
+                progress.note(text_or_none)
+        with quiet():
+            compiled = seqc.compile(
+                loaded.module(examples),
+                examples,
+                dynamic_shapes=shapes,
+                target=target,
+                passes=[p.strip() for p in passes.split(",") if p.strip()] if passes is not None else None,
+                options=chosen,
+                opset=opset,
+                check=not no_check,
+                progress=progress,
+            )
+        compiled.manifest["source"] = {**compiled.manifest["source"], "kind": loaded.kind, "path": source}
+        compiled.manifest["notes"] = [*loaded.notes, *compiled.manifest["notes"]]
         compiled.save(output)
     manifest = json.loads((Path(output) / "manifest.json").read_text("utf-8"))
     if state.json:
         print_json({"artifact": output, "manifest": manifest, "report": compiled.report, "stages": progress.stages})
     else:
         click.echo(summary(output, manifest))
+        click.echo(_check_line(compiled.report.get("check")))
 
 
 def _inputs(
@@ -161,3 +165,9 @@ def summary(output: str, manifest: dict[str, Any]) -> str:
     notes = "".join(f"\n  note: {text}" for text in manifest.get("notes", []))
     head = f"{output}: {manifest['target']}, opset {manifest['opset']}, {human_bytes(size)}"
     return f"{head}\n{table(rows)}{notes}"
+
+
+def _check_line(check: dict[str, Any] | None) -> str:
+    if not check:
+        return "  not checked against the source model"
+    return f"  checked at {len(check['cases'])} sizes: largest error {check['error']:.2g} of an output's scale"

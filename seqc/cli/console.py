@@ -113,6 +113,15 @@ class Progress:
         else:
             click.echo(line, err=True)
 
+    def note(self, text: str) -> None:
+        """Tell the user something while the work goes on."""
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.console.print(Text(f"note: {text}"))
+        else:
+            note(text)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

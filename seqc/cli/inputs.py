@@ -99,16 +99,18 @@ def parse_dynamic(items: Iterable[str]) -> dict[str, dict[int, Any]]:
 def read_npz(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
     """The named arrays of an .npz file; pickled arrays are refused. Raises UsageError, one line."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UsageError(f"{path}: a single array without a name; write it with numpy.savez(file, name=array)")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("a single array without a name")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a zip archive of something else")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
-    except UsageError:
-        raise
     except Exception as error:
-        raise UsageError(f"{path}: not a readable .npz file of plain arrays ({str(error).splitlines()[0]})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: not a readable .npz file of plain arrays ({reason})") from error
     if not arrays:
         raise UsageError(f"{path}: the .npz file holds no arrays")
     return arrays
@@ -141,7 +143,8 @@ def _fitting(high: int, dtype: Any) -> int:
 def fixed_sizes(name: str, rank: int, dynamic: Mapping[int, Any], shape: Iterable[Any]) -> str | None:
     """A sentence where the batch or the length (axes 0 and 1) of an input is fixed; None where neither is."""
     sizes = list(shape)
-    leading = [axis for axis in range(min(rank - 1, 2)) if axis not in dynamic and axis - rank not in dynamic]
+    fixed = [axis for axis in range(min(rank - 1, 2)) if axis not in dynamic and axis - rank not in dynamic]
+    leading = [axis for axis in fixed if axis == 0 or sizes[axis] != 1]  # a second axis of 1 is there to broadcast
     if not leading:
         return None
     spelled = " and ".join(f"axis {axis} at {sizes[axis]}" for axis in leading)

@@ -51,6 +51,7 @@ def command(
 
     from seqc.check import check
     from seqc.frontend.load import load as load_source
+    from seqc.frontend.load import quiet
     from seqc.runtime import load as load_artifact
 
     session = load_artifact(directory, providers=list(provider) or None)
@@ -58,16 +59,17 @@ def command(
     for text in loaded.notes:
         note(text)
     examples = _examples(loaded, session.manifest)
-    model = loaded.module(examples)
-    signature = _signature(model, examples, session.manifest)
-    report = check(
-        _reference(model, signature, [port.name for port in session.outputs]),
-        session.run,
-        signature,
-        lengths,
-        dict(session.manifest.tolerances) if tolerance is None else tolerance,
-        seed,
-    )
+    with quiet():
+        model = loaded.module(examples)
+        signature = _signature(model, examples, session.manifest)
+        report = check(
+            _reference(model, signature, session.outputs),
+            session.run,
+            signature,
+            lengths,
+            dict(session.manifest.tolerances) if tolerance is None else tolerance,
+            seed,
+        )
     if state.json:
         print_json(report.to_json())
     else:
@@ -108,14 +110,14 @@ def _signature(model: nn.Module, examples: dict[str, torch.Tensor], manifest: Ma
 
 
 def _reference(
-    model: nn.Module, signature: Signature, names: list[str]
+    model: nn.Module, signature: Signature, ports: tuple[Port, ...]
 ) -> Callable[[dict[str, torch.Tensor]], dict[str, Array]]:
     """The source model as a function from tensors by input name to arrays by the artifact's output names."""
     import torch
     from torch.utils import _pytree as pytree
 
     from seqc.check import to_numpy
-    from seqc.frontend.capture import keep_tensors
+    from seqc.frontend.outputs import keep_tensors
 
     try:
         inspect.signature(model.forward).bind(**signature.examples)
@@ -127,9 +129,12 @@ def _reference(
         with torch.no_grad():
             out = model(**inputs) if by_name else model(*inputs.values())
         leaves = pytree.tree_leaves(keep_tensors(out, "output", []))
-        if len(leaves) != len(names):
-            raise VerificationError(f"the model returns {len(leaves)} tensors, the artifact {len(names)}")
-        return {name: to_numpy(leaf) for name, leaf in zip(names, leaves, strict=True)}
+        if len(leaves) != len(ports):
+            raise VerificationError(f"the model returns {len(leaves)} tensors, the artifact {len(ports)}")
+        return {
+            port.name: to_numpy(torch.view_as_real(x.resolve_conj()) if x.is_complex() and port.dtype[0] == "f" else x)
+            for port, x in zip(ports, leaves, strict=True)
+        }
 
     reference(signature.examples)
     return reference

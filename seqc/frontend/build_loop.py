@@ -226,7 +226,7 @@ def _insert_recurrence(builder: _Builder, reverse: bool) -> fx.Node:
         attr = graph.get_attr(name)
         node = graph.call_function(recurrence, (attr, builder.alignment.k, carries, xs, invariants, reverse))
     mode = program.fake_mode
-    with mode, _torch.no_guards(mode.shape_env):
+    with _torch.faking(mode):
         values = [tuple(n.meta["val"] for n in group) for group in (carries, xs, invariants)]
         node.meta["val"] = recurrence_shapes(body, builder.alignment.k, *values, reverse)
     return copy_meta(builder.like, node)

@@ -7,7 +7,8 @@ Method: the forward runs inside ``ShapeEnv.suppress_guards``, so Python sees num
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from seqc import _torch
 from seqc.errors import UnsupportedModelError
+from seqc.frontend.outputs import keep_tensors, output_names
 from seqc.frontend.signature import Signature
 from seqc.program import Dim, Port, Program
 
@@ -84,34 +86,9 @@ class _Entry(nn.Module):
             out = self.model(*tensors) if self.positional else self.model(**dict(zip(self.names, tensors, strict=True)))
         dropped: list[str] = []
         paths, self.outputs.spec = pytree.tree_flatten_with_path(keep_tensors(out, "output", dropped))
-        self.outputs.names = tuple(_output_names([path for path, _ in paths]))
+        self.outputs.names = output_names([path for path, _ in paths])
         self.outputs.dropped = tuple(dropped)
         return tuple(leaf for _, leaf in paths)
-
-
-def keep_tensors(value: Any, path: str, dropped: list[str]) -> Any:
-    """What of a model's output is tensors, in plain containers; the rest (caches, None) is named in ``dropped``."""
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, Mapping):
-        kept = {k: keep_tensors(v, f"{path}.{k}", dropped) for k, v in value.items()}
-        return {k: v for k, v in kept.items() if v is not None}
-    if isinstance(value, (list, tuple)):
-        kept_list = [keep_tensors(v, f"{path}[{i}]", dropped) for i, v in enumerate(value)]
-        kept_list = [v for v in kept_list if v is not None]
-        return tuple(kept_list) if kept_list else None
-    if value is not None:
-        dropped.append(f"{path} of type {type(value).__name__} is not a tensor and is not part of the compiled model")
-    return None
-
-
-def _output_names(paths: list[Any]) -> list[str]:
-    names = []
-    for path in paths:
-        parts = [str(getattr(k, "key", getattr(k, "idx", k))) for k in path]
-        name = "_".join(parts) if parts else "output"
-        names.append(f"output_{name}" if name.isdigit() else name)
-    return names
 
 
 def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Capture:
@@ -124,7 +101,7 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
     tensors = tuple(signature.resized(sizes).values())
     dims = {n: torch.export.Dim(n, min=1, max=a.max) for n, a in signature.dims.items()}
     spec = tuple({a: dims[d] for a, d in signature.axes.get(n, {}).items()} for n in signature.examples)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _restored(model):
         warnings.simplefilter("ignore")
         try:
             exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
@@ -134,6 +111,20 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
         except Exception as error:
             raise _refusal(error) from error
     return Capture(_program(exported, entry.outputs, signature, sizes), sizes, log)
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Put back every attribute that a forward assigns to its modules: under tracing these are fake tensors."""
+    saved = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 def _refusal(error: Exception) -> UnsupportedModelError:
@@ -160,6 +151,8 @@ def _program(
     tensors = {**exported.state_dict, **exported.constants}
     by_name = {n.name: n for n in graph_module.graph.nodes if n.op == "placeholder"}
     weights, weight_names, inputs = {}, {}, []
+    # A weight that the model writes to in place is copied: running the source model later must not change ours.
+    written = {o.target for o in graph_signature.output_specs if o.kind is not OutputKind.USER_OUTPUT}
     notes = list(returned.dropped)
     for item in graph_signature.input_specs:
         node = by_name[item.arg.name]
@@ -167,7 +160,8 @@ def _program(
             inputs.append(node)
         elif item.target is not None and isinstance(tensors.get(item.target), torch.Tensor):
             if node.users:
-                weights[node.name] = tensors[item.target].detach()
+                weight = tensors[item.target].detach()
+                weights[node.name] = weight.clone() if item.target in written else weight
                 weight_names[node.name] = item.target.removeprefix("model.")
             else:
                 graph_module.graph.erase_node(node)

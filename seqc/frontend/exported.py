@@ -78,7 +78,7 @@ def from_exported(program: torch.export.ExportedProgram) -> Exported:
                     f"input {name!r} was exported with a length of {expr} on axis {axis}; "
                     "give that axis a dimension of its own"
                 )
-            elif axis < min(values[name].dim() - 1, 2):
+            elif axis < min(values[name].dim() - 1, 2) and (axis == 0 or int(expr) != 1):
                 notes.append(f"input {name!r}: axis {axis} was exported with the fixed size {int(expr)} and keeps it")
     dims = _dims(axes, program.range_constraints)
     shapes: dict[str, dict[int, Any]] = {name: {} for name in inputs}

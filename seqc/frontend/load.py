@@ -57,7 +57,7 @@ def load(source: str | Path, *, entry: str | None = None, allow_pickle: bool = F
     ``entry``.
     """
     path = Path(source).expanduser()
-    with _quiet():
+    with quiet():
         try:
             kind = _kind(path)
         except OSError as error:
@@ -135,7 +135,7 @@ def _zip_kind(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the warnings and log lines of torch and transformers; what matters is raised or noted."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

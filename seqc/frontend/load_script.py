@@ -9,26 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.fx as fx
 from torch import nn
 
-from seqc import _torch
-from seqc.errors import LoadError, UnsupportedModelError
+from seqc.errors import LoadError, UnsupportedModelError, UsageError
+from seqc.frontend.script_interpreter import ScriptInterpreter
 
 _FILE_ACCESS = re.compile(rb"\b(?:torch|aten)\.(?:save|load|from_file)\s*\(")
-_LOOP = re.compile(r"prim::Loop")
-
-
-class ScriptedModule(nn.Module):
-    """The graph of a TorchScript module, called with its tensors by name."""
-
-    def __init__(self, graph: fx.GraphModule, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.graph = graph
-        self.names = names
-
-    def forward(self, **tensors: torch.Tensor) -> Any:
-        return self.graph(*(tensors[name] for name in self.names))
 
 
 def read_script(path: Path) -> torch.jit.ScriptModule:
@@ -52,23 +38,34 @@ def read_script(path: Path) -> torch.jit.ScriptModule:
 
 
 def to_module(script: torch.jit.ScriptModule, example_inputs: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Convert ``script`` for the example inputs, which come in the order of ``forward`` or under its argument names.
+    """A module that torch.export can trace and that computes what ``script`` does.
 
-    Raises UnsupportedModelError where torch's converter does not know a construct; loops over a length that is not a
-    constant are the common case.
+    The example inputs come under the argument names of ``forward``, or in their order. It is run on them once.
+    Raises UnsupportedModelError where it uses TorchScript that the interpreter does not know.
     """
     forward: Any = script.forward
     arguments = [a.name for a in forward.schema.arguments if a.name != "self"]
     names = tuple(a for a in arguments if a in example_inputs)
-    if set(names) != set(example_inputs):
+    if set(names) != set(example_inputs) or names != tuple(arguments[: len(names)]):
         names = tuple(example_inputs)
+    module = ScriptInterpreter(script, names).eval()
     try:
-        graph = _torch.torchscript_module(script, tuple(example_inputs[name] for name in names))
+        with torch.no_grad():
+            module(**{name: tensor.clone() for name, tensor in example_inputs.items()})
+    except UnsupportedModelError:
+        raise
     except Exception as error:
-        loops = _LOOP.search(str(error)) or _LOOP.search(str(script.inlined_graph))
-        why = "it loops over a length that TorchScript hides" if loops else str(error).strip().splitlines()[0][:200]
+        try:
+            forward(*(example_inputs[name].clone() for name in names))
+        except Exception as own:
+            raise UsageError(f"the TorchScript module does not accept the example inputs: {_line(own)}") from own
         raise UnsupportedModelError(
-            f"this TorchScript module cannot be converted: {why}; compile the Python module it was made from, or save "
-            "that with torch.export.save or as weights with --entry"
+            f"this TorchScript module cannot be converted ({_line(error)}); compile the Python module it was made "
+            "from, or save that with torch.export.save"
         ) from error
-    return ScriptedModule(graph, names).eval()
+    return module
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:200]}" if lines else type(error).__name__

@@ -18,7 +18,7 @@ from seqc.errors import LoadError, MissingExtraError, UsageError
 from seqc.frontend.load import Loaded
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_REASON = re.compile(r"WeightsUnpickler error: *(.+)")
+_REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -94,6 +94,8 @@ def _why(error: Exception, allow_pickle: bool) -> str:
     if isinstance(error, (ModuleNotFoundError, AttributeError)):
         return f"the pickled model needs code that cannot be imported from here ({text})"
     reason = _REASON.search(text)
+    if reason and "operand" in reason.group(1) and not allow_pickle:
+        return "a damaged pickle, or one that torch.save did not write (--allow-pickle reads it, if you trust it)"
     first = reason.group(1) if reason else next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"the file is truncated or damaged ({type(error).__name__}: {first[:160]})"
 

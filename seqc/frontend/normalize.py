@@ -47,7 +47,8 @@ _IDENTITIES = {
     aten.lift_fresh.default,
     aten.detach_.default,
 }
-_SAME_SHAPE_IDENTITIES = {aten.expand.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default}
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
+_SAME_SHAPE_IDENTITIES = {aten.expand.default, aten.reshape.default}
 _SAME_DTYPE_IDENTITIES = {
     aten._to_copy.default,
     aten.to.dtype,
@@ -63,6 +64,9 @@ def normalize(program: Program) -> None:
     for node in list(graph.nodes):
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.target in _VIEWS:
+            node.target = aten.reshape.default  # strides mean nothing here: clone and contiguous are dropped below
     for rule in (_simplify, _written):
         for node in list(graph.nodes):
             replacement = rule(graph, node) if node.op == "call_function" else None
@@ -127,7 +131,7 @@ def insert(graph: fx.Graph, before: fx.Node, like: fx.Node, target: Any, args: t
     values = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], args)
     mode = next((v.fake_mode for v in pytree.tree_leaves(values) if hasattr(v, "fake_mode")), None)
     assert mode is not None
-    with mode, _torch.no_guards(mode.shape_env):
+    with _torch.faking(mode):
         node.meta["val"] = target(*values)
     return node
 

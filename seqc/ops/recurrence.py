@@ -150,5 +150,5 @@ def propagate(gm: fx.GraphModule, *inputs: Any) -> None:
     """Refresh every ``meta["val"]`` of ``gm`` from its placeholders' (or the given) fake values, freezing no size."""
     values = inputs or tuple(n.meta["val"] for n in gm.graph.nodes if n.op == "placeholder")
     mode = _torch.fake_mode_of(gm)
-    with mode, _torch.no_guards(mode.shape_env):
+    with _torch.faking(mode):
         Propagate(gm).run(*values)

@@ -78,9 +78,13 @@ def measure_seqc(zoo: ZooModel, folder: Path) -> dict[str, Any]:
 
 
 def measure_torch(zoo: ZooModel, folder: Path) -> dict[str, Any]:
-    """What ``torch.onnx.export(dynamo=True)`` makes of the same model with the same dynamic dimensions."""
+    """What ``torch.onnx.export(dynamo=True)`` makes of the same model with the same dynamic dimensions.
+
+    They are given as torch.export.Dim: given as names, torch 2.13 raises for a loop over time instead of freezing it.
+    """
     inputs = example(zoo)
-    shapes = {name: dict(axes) for name, axes in zoo.dynamic_shapes.items()}
+    dims = {dim: torch.export.Dim(dim) for axes in zoo.dynamic_shapes.values() for dim in axes.values()}
+    shapes = {name: {axis: dims[dim] for axis, dim in axes.items()} for name, axes in zoo.dynamic_shapes.items()}
     path = folder / "torch.onnx"
     start = time.perf_counter()
     try:
@@ -126,8 +130,9 @@ def verdict(errors: dict[str, float | str], exported: str) -> str:
 
 
 def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
+    cause = error.__cause__ if type(error).__module__.startswith("torch.onnx") and error.__cause__ else error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0] if lines else ''}"[:400]
 
 
 def parse(output: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from seqc.errors import LoadError, UnsupportedModelError, UsageError
 from seqc.frontend.capture import capture
 from seqc.frontend.load import load
 from seqc.frontend.signature import bind
+from seqc.frontend.trace import trace_signature
 from seqc.program import source_line
 
 
@@ -40,6 +41,27 @@ class Loop(nn.Module):
         for t in range(x.shape[1]):
             total = total + x[:, t]
         return total
+
+
+class Branches(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [x * 2, x.abs()]
+        if x.shape[1] > 5:
+            parts.append(x[:, : x.shape[1] // 2].sum(1, keepdim=True).expand_as(x))
+        total = torch.zeros_like(x)
+        for i, part in enumerate(parts):
+            total = total + part * (i + 1)
+        return torch.cat([total, torch.full([x.size(0), 1], float(len(parts)))], dim=-1)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return x * self.calls
 
 
 def make() -> Running:
@@ -201,7 +223,7 @@ def scripted(path: Path, model: nn.Module, *args: torch.Tensor, trace: bool = Fa
 
 
 @pytest.mark.parametrize("trace", [False, True])
-def test_torchscript_without_loops_is_converted_and_dynamic(tmp_path: Path, trace: bool) -> None:
+def test_torchscript_stays_dynamic(tmp_path: Path, trace: bool) -> None:
     loaded = load(scripted(tmp_path / "s.pt", make(), X, SCALE, trace=trace))
     assert loaded.kind == "torchscript" and loaded.example_inputs is None
     examples = {"x": X, "scale": SCALE}
@@ -213,10 +235,27 @@ def test_torchscript_without_loops_is_converted_and_dynamic(tmp_path: Path, trac
     torch.testing.assert_close(program(x, scale)[0], make()(x, scale)["y"])
 
 
-def test_torchscript_loop_is_refused_with_advice(tmp_path: Path) -> None:
-    loaded = load(scripted(tmp_path / "loop.pt", Loop()))
-    with pytest.raises(UnsupportedModelError, match=r"loops over a length.*torch\.export\.save"):
+def test_torchscript_loop_becomes_a_recurrence(tmp_path: Path) -> None:
+    module = load(scripted(tmp_path / "loop.pt", Loop())).module({"x": X})
+    program = trace_signature(module, bind(module, {"x": X}, None))
+    assert any("recurrence" in str(node.target) for node in program.graph.nodes)
+    x = torch.randn(3, 23, 4)
+    torch.testing.assert_close(program(x)[0], Loop()(x))
+
+
+def test_torchscript_branches_lists_and_integers(tmp_path: Path) -> None:
+    loaded = load(scripted(tmp_path / "b.pt", Branches(), torch.ones(1)))
+    for x in (torch.randn(2, 4), torch.randn(2, 9)):
+        module = loaded.module({"x": x})
+        torch.testing.assert_close(module(x=x), Branches()(x))
+
+
+def test_torchscript_that_is_not_understood_is_refused_with_advice(tmp_path: Path) -> None:
+    loaded = load(scripted(tmp_path / "c.pt", Counting()))
+    with pytest.raises(UnsupportedModelError, match=r"prim::SetAttr is not supported .*self\.calls \+ 1"):
         loaded.module({"x": X})
+    with pytest.raises(UsageError, match="does not accept the example inputs"):
+        load(scripted(tmp_path / "s.pt", make())).module({"x": torch.ones(1), "scale": SCALE})
 
 
 def small_config(**extra: object) -> dict[str, object]:

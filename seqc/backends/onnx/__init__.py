@@ -11,15 +11,22 @@ import onnx_ir
 from seqc.backends.onnx.finalize import finalize
 from seqc.backends.onnx.prepare import prepare
 from seqc.backends.onnx.translate import stamp, translate
+from seqc.errors import UsageError
 from seqc.program import Program
+
+OPSETS = range(18, 25)
+"""torchlib's translations start at 18; 24 is the newest opset of which every test has been run."""
 
 
 def export(program: Program, opset: int = 20) -> onnx_ir.Model:
     """``program`` as an ONNX model of ``opset`` (18 to 24), with the weights shared, not copied.
 
     Inputs, outputs and initializers carry the names of the ports and weights, symbolic sizes those of the dimensions.
-    Raises UnsupportedOpError that names every op without an ONNX form, with module path and source line.
+    Raises UsageError for another opset, and UnsupportedOpError that names every op without an ONNX form, with module
+    path and source line.
     """
+    if opset not in OPSETS:
+        raise UsageError(f"the onnx backend emits opsets {OPSETS.start} to {OPSETS.stop - 1}, not {opset}")
     prepared = prepare(program)
     model = finalize(translate(prepared, opset), prepared, opset)
     stamp(model, prepared)

@@ -2,62 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import onnxscript.optimizer
 import onnxscript.version_converter
 
+from seqc.backends.onnx.invariants import hoist
 from seqc.program import Program
 
-# Constants larger than this are computed at run time rather than stored: a folded mask of [n, n] costs n*n in the file.
+# Constants of more elements are computed at run time rather than stored: a folded mask of [n, n] costs n*n in the file.
 _FOLD_LIMIT = 4096
 
 
 def finalize(model: ir.Model, program: Program, opset: int) -> ir.Model:
     """Optimise ``model`` in place, declare ``opset``, give every value a unique name, keep only our metadata."""
-    onnxscript.version_converter.convert_version(model, opset)
-    _optimise(model)
+    with _quiet():
+        onnxscript.version_converter.convert_version(model, opset)
+        _name(model, program)  # the optimiser's shape inference goes by names and must not meet one twice
+        onnxscript.optimizer.optimize_ir(
+            model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
+        )
+    hoist(model.graph)
     _name(model, program)
-    _clean(model)
+    _clean(model.graph, {})
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     return model
 
 
-def _keep(node: ir.Node) -> bool | None:
-    if node.op_type == "Transpose":
-        return False  # a weight keeps its name, bytes and sharing; runtimes fold the transpose when they load it
-    return None
+def _should_fold(node: ir.Node) -> bool | None:
+    """A transposed weight keeps its name, bytes and sharing: runtimes fold the transpose when they load the model."""
+    return False if node.op_type == "Transpose" else None
 
 
-def _optimise(model: ir.Model) -> None:
-    onnxscript.optimizer.optimize_ir(
-        model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_keep
-    )
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the optimiser's notes on what it left alone."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _name(model: ir.Model, program: Program) -> None:
-    used = {p.name for p in (*program.inputs, *program.outputs)}
-    named: set[int] = set()
+    """Ports by their names, weights by theirs; every other value once in the whole model, bodies included."""
+    graph = model.graph
+    ports = [
+        *zip(graph.inputs, program.inputs, strict=True),
+        *zip(graph.outputs, program.outputs, strict=True),
+    ]
+    used = {port.name for _, port in ports}
+    named = {id(value) for value, _ in ports}
 
     def claim(value: ir.Value, scope: str) -> None:
         if id(value) in named:
             return
-        base = f"{scope}{value.name or 'value'}"
-        name, count = base, 1
+        own = value.name or "value"
+        base = name = own if own.startswith(scope) else f"{scope}{own}"
+        count = 0
         while name in used:
-            name, count = f"{base}_{count}", count + 1
+            count += 1
+            name = f"{base}_{count}"
         used.add(name)
         named.add(id(value))
         if value.name != name:
             value.name = name
-
-    graph = model.graph
-    for value, port in (*zip(graph.inputs, program.inputs, strict=True), *zip(graph.outputs, program.outputs, strict=True)):
-        value.name = port.name
-        named.add(id(value))
-    for value in list(graph.initializers.values()):
-        claim(value, "")
 
     def visit(inner: ir.Graph, scope: str) -> None:
         for value in inner.inputs:
@@ -65,25 +82,40 @@ def _name(model: ir.Model, program: Program) -> None:
         for node in inner:
             for value in node.outputs:
                 claim(value, scope)
-            node.name = f"{node.op_type}_{node.outputs[0].name}" if node.outputs else f"{scope}{node.op_type}"
+            node.name = f"{node.op_type}_{node.outputs[0].name}"
             for attribute in node.attributes.values():
                 if attribute.type is ir.AttributeType.GRAPH:
-                    visit(attribute.as_graph(), f"{node.outputs[0].name}.")
+                    visit(attribute.as_graph(), f"{scope}{attribute.as_graph().name}.")
 
+    aside = {value.name: value for value in graph.initializers.values() if value.name in used}
+    for value in aside.values():  # a folded constant that took a port's name
+        value.name = f"{value.name}_constant"
+    for value, port in ports:
+        if value.name != port.name:
+            value.name = port.name
+    for value in list(graph.initializers.values()):
+        claim(value, "")
     visit(graph, "")
 
 
-def _clean(model: ir.Model) -> None:
-    for graph in model.graphs():
-        graph.metadata_props.clear()
-        for value in (*graph.inputs, *graph.initializers.values()):
+def _clean(graph: ir.Graph, outer: dict[str, str]) -> None:
+    """Keep only seqc's metadata; a node that has none (the optimiser made it) takes that of a neighbour."""
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in graph:
+        kept = {k: v for k, v in node.metadata_props.items() if k.startswith("seqc.")}
+        node.metadata_props.clear()
+        node.metadata_props.update(kept)
+        node.doc_string = None
+        for value in node.outputs:
             value.metadata_props.clear()
-        for node in graph:
-            for key in [k for k in node.metadata_props if not k.startswith("seqc.")]:
-                del node.metadata_props[key]
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-
-
-__all__ = ["common", "finalize"]
+    for node in graph:
+        if not node.metadata_props:
+            near = [use.node for value in node.outputs for use in value.uses()]
+            near += [p for value in node.inputs if value is not None and (p := value.producer()) is not None]
+            found = next((dict(n.metadata_props) for n in near if n.metadata_props), outer)
+            node.metadata_props.update(found)
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                _clean(attribute.as_graph(), dict(node.metadata_props))

@@ -1,0 +1,300 @@
+"""``seqc.compile``: the pipeline from a source model to a checked artifact."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import seqc
+from seqc.artifact import write_artifact
+from seqc.check import CheckReport, check, first_divergence, to_numpy
+from seqc.errors import UsageError, VerificationError
+from seqc.frontend.outputs import keep_tensors
+from seqc.frontend.signature import Signature, bind
+from seqc.frontend.trace import trace_signature
+from seqc.options import parse_options
+from seqc.passes import BY_NAME, DEFAULT
+from seqc.pipeline import PassRecord, Progress, run_passes
+from seqc.program import Port, Program
+from seqc.rewrite import Pass
+from seqc.runtime import Session, load
+from seqc.target import get_target
+from seqc.text import text
+from seqc.verify import verify
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass
+class Compiled:
+    """A compiled model: call it, look at it, save it.
+
+    ``program``  the Program after all passes
+    ``report``   what was done: stages with seconds and node counts, passes with change counts, the check's results
+    """
+
+    program: Program
+    model: ir.Model
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+    _session: Session | None = field(default=None, repr=False)
+    _directory: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the artifact; the directory appears complete or not at all. Raises ArtifactError."""
+        return write_artifact(directory, self.model, self.manifest, self.report, text(self.program))
+
+    @property
+    def session(self) -> Session:
+        """A Session on a temporary copy of the artifact, exactly as ``save`` writes it."""
+        if self._session is None:
+            self._directory = tempfile.TemporaryDirectory(prefix="seqc-")
+            self._session = load(self.save(Path(self._directory.name) / "artifact"))
+        return self._session
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run the artifact in ONNX Runtime: arrays by input name to arrays by output name."""
+        return self.session.run(inputs)
+
+    def __call__(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
+        """Run the artifact on tensors, given by position or by name; returns what the source model returns."""
+        names = [p.name for p in self.program.inputs]
+        if len(inputs) > len(names):
+            raise UsageError(f"the model takes {len(names)} inputs ({', '.join(names)}), {len(inputs)} were given")
+        given = {**dict(zip(names, inputs, strict=False)), **named}
+        outputs = self.run({k: to_numpy(v) for k, v in given.items()})
+        leaves = [torch.from_numpy(outputs[p.name]) for p in self.program.outputs]
+        spec = self.program.out_spec
+        return leaves if spec is None else pytree.tree_unflatten(leaves, spec)
+
+
+def compile(
+    model: nn.Module | torch.export.ExportedProgram,
+    example_inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
+    *,
+    dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None = None,
+    target: str = "onnx",
+    stateful: bool = False,
+    passes: Sequence[Pass | str] | None = None,
+    options: Mapping[str, Any] | Iterable[str] = (),
+    opset: int | None = None,
+    check: bool = True,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile a sequence model to an ONNX model of dynamic length, and check it against the source.
+
+    model           nn.Module or ExportedProgram; run in eval mode
+    example_inputs  tuple of tensors, or dict by parameter name
+    dynamic_shapes  ``{"input_ids": {0: "batch", 1: "sequence"}}``, names or torch.export.Dim; None makes axis 0 of
+                    every input of rank two or more ``batch`` and axis 1 ``sequence``
+    target          see ``seqc targets``
+    passes          Pass objects to run instead of the default ones, or "+name" / "-name" to change the default list
+    options         ``{"loops": "unroll"}`` or ``["loops=unroll"]``; see ``seqc compile --help``
+    opset           of ONNX, 18 to 24; None takes the target's default
+    check           compare with the source at lengths 1, the example's, a prime and four times the example's, at
+                    batch 1 and 3; a difference raises VerificationError naming the first pass after which it shows
+    progress        called as ``progress(stage, nodes, seconds)`` when a stage has ended
+
+    Raises UsageError, UnsupportedModelError (with the source line), UnsupportedOpError, VerificationError.
+    """
+    if stateful:
+        raise UsageError("stateful=True is not available yet: this version compiles whole sequences only")
+    chosen = parse_options(options)
+    goal = get_target(target)
+    version = goal.check_opset(opset)
+    steps = _passes(passes, chosen)
+    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    training = module.training
+    if training:
+        module.eval()
+    try:
+        return _compile(module, bind(module, example_inputs, dynamic_shapes), goal.name, version, steps, chosen, check, progress)
+    finally:
+        if training:
+            module.train()
+
+
+def _compile(
+    module: nn.Module,
+    signature: Signature,
+    target: str,
+    opset: int,
+    steps: list[Pass],
+    options: dict[str, Any],
+    checked: bool,
+    progress: Progress | None,
+) -> Compiled:
+    from seqc.backends.onnx import export
+
+    stages: list[dict[str, Any]] = []
+
+    def stage(name: str, nodes: int, seconds: float) -> None:
+        stages.append({"stage": name, "nodes": nodes, "seconds": round(seconds, 3)})
+        if progress is not None:
+            progress(name, nodes, seconds)
+
+    start = time.perf_counter()
+    program = trace_signature(module, signature, loops=options["loops"])
+    verify(program)
+    stage("trace", program.node_count(), time.perf_counter() - start)
+    traced = program.copy()
+    records = run_passes(program, steps, stage)
+    start = time.perf_counter()
+    model = export(program, opset)
+    stage("export", sum(1 for _ in model.graph.all_nodes()), time.perf_counter() - start)
+    signature = fixed(signature, program)
+    report: dict[str, Any] = {"stages": stages, "passes": [vars(r) for r in records], "check": None}
+    manifest = _manifest(module, program, target, opset, records, options["tolerance"])
+    compiled = Compiled(program, model, manifest, report)
+    if checked:
+        start = time.perf_counter()
+        source = source_function(module, program, signature.positional)
+        result = run_check(source, compiled.run, signature, program, options["tolerance"])
+        report["check"] = result.to_json()
+        if not result.ok:
+            _fail(result, source, traced, steps, compiled, signature, options["tolerance"])
+        stage("check", len(result.cases), time.perf_counter() - start)
+    return compiled
+
+
+def run_check(
+    source: Callable[[dict[str, torch.Tensor]], Arrays],
+    compiled: Callable[[Arrays], Arrays],
+    signature: Signature,
+    program: Program,
+    tolerance: float,
+) -> CheckReport:
+    """The check of the design, at lengths beyond the traced ones too where tracing needed long ones."""
+    longest = max((d.traced for d in program.dims), default=1)
+    extra = (longest, 2 * longest + 1) if longest > 16 else ()
+    return check(source, compiled, signature, extra, tolerance)
+
+
+def fixed(signature: Signature, program: Program) -> Signature:
+    """The signature without the dimensions that the program holds at one size."""
+    names = {d.name for d in program.dims}
+    axes = {n: {a: d for a, d in axes.items() if d in names} for n, axes in signature.axes.items()}
+    dims = {n: d for n, d in signature.dims.items() if n in names}
+    return Signature(signature.examples, axes, dims, signature.positional)
+
+
+def source_function(
+    module: nn.Module, program: Program, positional: bool
+) -> Callable[[dict[str, torch.Tensor]], Arrays]:
+    """The source model as a function from tensors by input name to arrays by output name."""
+
+    def run(inputs: dict[str, torch.Tensor]) -> Arrays:
+        with torch.no_grad():
+            out = module(*inputs.values()) if positional else module(**inputs)
+        leaves = pytree.tree_leaves(keep_tensors(out, "output", []))
+        return {p.name: _array(p, leaf) for p, leaf in zip(program.outputs, leaves, strict=True)}
+
+    return run
+
+
+def _array(port: Port, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    if tensor.is_complex() and not port.dtype.is_complex:
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return to_numpy(tensor)
+
+
+def _fail(
+    result: CheckReport,
+    source: Callable[[dict[str, torch.Tensor]], Arrays],
+    traced: Program,
+    steps: list[Pass],
+    compiled: Compiled,
+    signature: Signature,
+    tolerance: float,
+) -> None:
+    """Raise, naming the first stage after which the outputs differ."""
+    from seqc.check import case_inputs
+
+    case = next(c for c in result.cases if not c.ok)
+    snapshots: list[tuple[str, Callable[[dict[str, torch.Tensor]], Arrays]]] = [("trace", _runner(traced.copy()))]
+    for step in steps:
+        step(traced)
+        snapshots.append((f"pass {step.name}", _runner(traced.copy())))
+    snapshots.append(("export", lambda inputs: compiled.run({k: to_numpy(v) for k, v in inputs.items()})))
+    inputs = case_inputs(signature, case.sizes, case.seed)
+    guilty = first_divergence(source, snapshots, inputs, tolerance)
+    try:
+        result.raise_if_failed()
+    except VerificationError as error:
+        raise VerificationError(f"{error}; the first stage after which it differs is {guilty or 'unknown'}") from None
+
+
+def _runner(program: Program) -> Callable[[dict[str, torch.Tensor]], Arrays]:
+    def run(inputs: dict[str, torch.Tensor]) -> Arrays:
+        values = [inputs[p.name] for p in program.inputs]
+        values = [
+            torch.view_as_real(v) if v.is_complex() and not p.dtype.is_complex else v
+            for v, p in zip(values, program.inputs, strict=True)
+        ]
+        return {p.name: _array(p, v) for p, v in zip(program.outputs, program(*values), strict=True)}
+
+    return run
+
+
+def _passes(passes: Sequence[Pass | str] | None, options: dict[str, Any]) -> list[Pass]:
+    """The passes to run: the default list, changed by "+name" and "-name", or the given Pass objects."""
+    default = [p for p in DEFAULT if options.get(p.name) != "off"]
+    if passes is None:
+        return default
+    objects = [p for p in passes if not isinstance(p, str)]
+    changes = [p for p in passes if isinstance(p, str)]
+    if objects and changes:
+        raise UsageError("passes takes Pass objects, or '+name' and '-name', not both")
+    if not changes:
+        return objects
+    chosen = list(default)
+    for change in changes:
+        sign, name = change[:1], change[1:]
+        if sign not in "+-" or name not in BY_NAME:
+            raise UsageError(f"passes takes +NAME or -NAME with one of {', '.join(BY_NAME)}, not {change!r}")
+        chosen = [p for p in chosen if p.name != name] + ([BY_NAME[name]] if sign == "+" else [])
+    return chosen
+
+
+def _manifest(
+    module: nn.Module, program: Program, target: str, opset: int, records: list[PassRecord], tolerance: float
+) -> dict[str, Any]:
+    def ports(items: Sequence[Port]) -> list[dict[str, Any]]:
+        return [{"name": p.name, "dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape)} for p in items]
+
+    return {
+        "source": {"kind": "module", "module": f"{type(module).__module__}.{type(module).__qualname__}"},
+        "target": target,
+        "opset": opset,
+        "inputs": ports(program.inputs),
+        "outputs": ports(program.outputs),
+        "states": [],
+        "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
+        "passes": [{"name": r.name, "changes": r.changes, "reasons": []} for r in records],
+        "tolerances": {p.name: tolerance for p in program.outputs},
+        "notes": list(program.notes),
+        "engines": [],
+        "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

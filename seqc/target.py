@@ -1,0 +1,56 @@
+"""What a model is compiled for."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from seqc.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a runtime can execute: the range of ONNX opsets it takes, and the one used where none is asked for.
+
+    ``runs_on`` names the program that loads the artifact; ``dtypes`` the element types (numpy names) it computes with.
+    """
+
+    name: str
+    summary: str
+    runs_on: str
+    opsets: range
+    default_opset: int
+    dtypes: tuple[str, ...] = ("float32", "float64", "float16", "int64", "int32", "bool")
+
+    def check_opset(self, asked: int | None) -> int:
+        """The opset to emit. Raises UsageError where ``asked`` is outside the range."""
+        if asked is None:
+            return self.default_opset
+        if asked not in self.opsets:
+            raise UsageError(
+                f"target {self.name!r} takes opsets {self.opsets.start} to {self.opsets.stop - 1}, not {asked}"
+            )
+        return asked
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="onnx",
+            summary="standard ONNX operators only; runs on ONNX Runtime on CPUs and GPUs",
+            runs_on="onnxruntime",
+            opsets=range(18, 25),
+            default_opset=20,
+        ),
+    )
+}
+
+
+def get_target(name: str) -> Target:
+    """The target of that name. Raises UsageError that suggests the nearest name."""
+    if name in TARGETS:
+        return TARGETS[name]
+    near = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"unknown target {name!r}{hint} (targets: {', '.join(TARGETS)})")
