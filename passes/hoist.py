@@ -205,7 +205,7 @@ class _Mover:
                 return self._size(operand)
             return self.outside[operand] if varies else self.outside[operand].node
 
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), outside)  # type: ignore[misc]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), outside)
         with self.loop.emit.of(node):
             if not varies:
                 return Value(self.loop.emit(node.target, *args, **kwargs), False)
@@ -246,7 +246,8 @@ class _Mover:
                 break
             value = earlier.meta.get("val")
             if isinstance(value, torch.SymInt) and same_shape((value,), (expr,)):
-                return earlier
+                found: fx.Node = earlier
+                return found
         symbols: dict[sympy.Symbol, fx.Proxy] = {}
         with emit.before(place):
             for symbol in expr.free_symbols:

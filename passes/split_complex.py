@@ -100,7 +100,7 @@ class _Splitter:
         def known(operand: fx.Node) -> Any:
             return self.pairs.get(operand, operand)
 
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)  # type: ignore[misc]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
         if node.target is aten.view_as_real.default:
             self._read_parts(node)
         result = rewrite(Call(self.emit, node, tuple(args), dict(kwargs), self.matrices))

@@ -97,17 +97,8 @@ def _unbind_shapes(t: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
     return tuple(t.select(dim, i) for i in range(int(t.shape[dim])))
 
 
-def _layer_shapes(
-    x: torch.Tensor,
-    hx: Any,
-    params: Any,
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[torch.Tensor, ...]:
+def _layer_shapes(x: torch.Tensor, hx: Any, *settings: Any) -> tuple[torch.Tensor, ...]:
+    bidirectional = bool(settings[5])  # after params, has_biases, num_layers, dropout, train
     states = hx if isinstance(hx, (list, tuple)) else [hx]
     features = states[0].shape[-1] * (1 + bidirectional)
     return (x.new_empty((*x.shape[:-1], features)), *(torch.empty_like(s) for s in states))
@@ -398,8 +389,9 @@ def onnx_scan(
     from onnxscript import evaluator
     from torch.onnx._internal.exporter import _building
 
-    outer = evaluator.default()
-    inner = _building.OpRecorder(outer.opset, {})
+    recorder: Any = _building.OpRecorder
+    outer: Any = evaluator.default()
+    inner = recorder(outer.opset, {})
     inputs = []
     for i, (value, axis) in enumerate((*((c, None) for c in carries), *zip(xs, axes, strict=True))):
         item = onnx_value(f"step_input_{i}", outer.opset.version)

@@ -23,6 +23,7 @@ from seqc.check import CheckReport, check, first_divergence, to_numpy
 from seqc.errors import UsageError, VerificationError
 from seqc.frontend.outputs import keep_tensors
 from seqc.frontend.signature import Signature, bind
+from seqc.frontend.source import traceable
 from seqc.frontend.trace import trace_signature
 from seqc.options import parse_options
 from seqc.passes import BY_NAME, DEFAULT
@@ -115,12 +116,13 @@ def compile(
     goal = get_target(target)
     version = goal.check_opset(opset)
     steps = _passes(passes, chosen)
-    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:
         module.eval()
     try:
-        return _compile(module, bind(module, example_inputs, dynamic_shapes), goal.name, version, steps, chosen, check, progress)
+        signature = bind(module, examples, shapes)
+        return _compile(module, signature, goal.name, version, steps, chosen, check, progress)
     finally:
         if training:
             module.train()

@@ -19,6 +19,7 @@ from seqc.emit import Emitter
 from seqc.pairs import Arithmetic, Pair, Part
 
 aten = torch.ops.aten
+Matrices = tuple[fx.Node, fx.Node]
 
 
 class Transform:
@@ -27,7 +28,7 @@ class Transform:
     ``made`` holds the matrices that one graph has already, by kind, sizes and dtype: layers share them.
     """
 
-    def __init__(self, emit: Emitter, dtype: torch.dtype, made: dict[Any, tuple[fx.Node, fx.Node]]) -> None:
+    def __init__(self, emit: Emitter, dtype: torch.dtype, made: dict[Any, Matrices]) -> None:
         self.emit = emit
         self.made = made
         self.dtype = dtype
@@ -42,9 +43,7 @@ class Transform:
         cosine, sine = self._matrices(self._arange(n), self._arange(count), n)
         return cosine, self.emit(aten.neg.default, sine)
 
-    def _shared(
-        self, kind: str, sizes: tuple[Any, ...], make: Callable[[], tuple[fx.Node, fx.Node]]
-    ) -> tuple[fx.Node, fx.Node]:
+    def _shared(self, kind: str, sizes: tuple[Any, ...], make: Callable[[], Matrices]) -> Matrices:
         values = tuple(str(size.meta["val"] if isinstance(size, fx.Node) else size) for size in sizes)
         key = (kind, values, self.dtype)
         if key not in self.made:
@@ -53,11 +52,11 @@ class Transform:
 
     def backward(self, x: Pair, axis: int, n: Any) -> Pair:
         """x_j = sum_k X_k exp(2 pi i j k / n), not divided by n."""
-        matrices = self._shared("backward", (n,), lambda: self._matrices(self._arange(n), self._arange(n), n))
+        matrices = self._shared("back", (n,), lambda: self._matrices(self._arange(n), self._arange(n), n))
         return self._applied(x, Pair(*matrices), axis)
 
     def backward_to_real(self, x: Pair, axis: int, n: Any) -> fx.Node:
-        """The real x_j of length ``n`` whose first n // 2 + 1 coefficients along ``axis`` are ``x``; not divided by n."""
+        """The real x_j of length ``n`` whose first n // 2 + 1 coefficients along ``axis`` are ``x``, times n."""
         emit = self.emit
         source = x.re if isinstance(x.re, fx.Node) else x.im
         assert isinstance(source, fx.Node)

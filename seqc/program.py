@@ -166,7 +166,7 @@ def module_path(node: fx.Node) -> str:
     """Dotted path of the module whose forward made the node, relative to the user's model."""
     stack = node.meta.get("nn_module_stack") or {}
     path = str(next(reversed(stack.values()))[0]) if stack else ""
-    return "" if path == "model" else path.removeprefix("model.")
+    return "" if path == "model" or path.startswith("_empty_nn_module_stack") else path.removeprefix("model.")
 
 
 def source_frames(node: fx.Node) -> list[tuple[str, int, str]]:

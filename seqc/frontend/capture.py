@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from seqc import _torch
 from seqc.errors import UnsupportedModelError
+from seqc.frontend.decompositions import table
 from seqc.frontend.outputs import keep_tensors, output_names
 from seqc.frontend.signature import Signature
 from seqc.program import Dim, Port, Program
@@ -107,7 +108,7 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
             exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
             env = _torch.shape_env_of(n.meta.get("val") for n in exported.graph.nodes)
             with _torch.no_guards(env):
-                exported = exported.run_decompositions(_torch.onnx_decompositions())
+                exported = exported.run_decompositions(table())
         except Exception as error:
             raise _refusal(error) from error
     return Capture(_program(exported, entry.outputs, signature, sizes), sizes, log)

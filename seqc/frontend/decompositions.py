@@ -30,8 +30,8 @@ def grouped_product(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tenso
     """Row i of ``input`` [S, K] times the matrix of its group in ``weight`` [G, K, N]; the result is [S, N].
 
     ``offs`` [G] holds where each group of rows ends, in rising order; rows behind the last group give 0. Library
-    implementations slice by these values, which no static graph can follow. Here each row meets every matrix and the right
-    product is kept: G times the work, exact for any routing, and the same number of operations for any G.
+    implementations slice by these values, which no static graph can follow. Here each row meets every matrix and the
+    right product is kept: G times the work, exact for any routing, and the same number of operations for any G.
     Source: the reference of torch.nn.functional.grouped_mm for a 2-D input and 3-D weights.
     """
     rows = torch.arange(input.shape[0], device=input.device, dtype=offs.dtype)

@@ -16,6 +16,7 @@ from seqc.frontend.merge import merge
 from seqc.frontend.normalize import normalize
 from seqc.frontend.reroll import reroll
 from seqc.frontend.signature import Signature, bind
+from seqc.frontend.source import traceable
 from seqc.ops.recurrence import propagate
 from seqc.program import Program
 
@@ -38,8 +39,8 @@ def trace(
 
     Raises UnsupportedModelError, with the source line, for data-dependent control flow and loops whose steps differ.
     """
-    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    return trace_signature(module, bind(module, example_inputs, dynamic_shapes))
+    module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
+    return trace_signature(module.eval(), bind(module, examples, shapes))
 
 
 def trace_signature(model: nn.Module, signature: Signature, loops: str = "reroll") -> Program:
@@ -74,8 +75,6 @@ def _reroll_pair(a: Capture, b: Capture) -> Program:
     reasons += reroll(b.program, varies)
     for captured in (a, b):
         normalize(captured.program)
-        import os
-        if os.environ.get('DBG'): print(captured.program.graph, reasons)
     return merge(a, b, reasons)
 
 

@@ -14,11 +14,12 @@ from torch import nn
 
 import seqc
 from seqc.backends.onnx import export
+from seqc.errors import UnsupportedModelError
 from seqc.frontend.capture import capture
 from seqc.frontend.signature import bind
 from seqc.program import Program
 from tests.helpers.loops import loop_program
-from tests.helpers.onnx import checked
+from tests.helpers.onnx import assert_same, checked, run, session
 
 
 class Tied(nn.Module):
@@ -90,6 +91,33 @@ def test_weights_keep_their_names_and_bytes(tied: ir.Model) -> None:
     source = Tied().state_dict()
     for name in ("block.0.weight", "block.1.weight", "scale"):
         assert (found[name].const_value.numpy() == source[name].numpy()).all()
+
+
+def test_outputs_that_are_an_input_a_weight_or_another_output_have_values_of_their_own() -> None:
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = x + self.w
+            return {"input": x.clone(), "weight": self.w.view(4), "one": y, "other": y}
+
+    model = Same()
+    exported = export(traced(model, torch.randn(2, 5, 4)))
+    assert [v.name for v in exported.graph.outputs] == ["input", "weight", "one", "other"]
+    assert "w" in exported.graph.initializers
+    x = torch.randn(1, 3, 4)
+    assert_same(run(session(exported), (x,)), list(model(x).values()))
+
+
+def test_input_and_output_of_one_name_are_refused() -> None:
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"x": x + 1}
+
+    with pytest.raises(UnsupportedModelError, match="both called 'x'"):
+        export(traced(Named(), torch.randn(2, 5, 4)))
 
 
 def test_tied_weight_and_equal_weights_are_stored_once(tied: ir.Model) -> None:

@@ -56,7 +56,7 @@ def step_module(step: Callable[..., Any], values: Sequence[Any]) -> fx.GraphModu
 
 
 def splice(gm: fx.GraphModule, body: fx.GraphModule, carries: int, xs: int, *, reverse: bool = False) -> fx.GraphModule:
-    """Replace what ``gm`` returns, (carries..., xs..., invariants...), by a recurrence over it; returns all its results.
+    """Replace what ``gm`` returns, (carries..., xs..., invariants...), by a recurrence over it and all its results.
 
     ``body`` may hold recurrences itself. The trip count is the size of the first x, axis 0.
     """

@@ -163,7 +163,7 @@ def test_complex_per_step_inputs_and_results_become_two() -> None:
 
 def test_a_complex_per_step_input_becomes_two() -> None:
     def step(h, x, y):
-        return (h * 0.5 + torch.polar(x.abs(), y) * h.conj(),)
+        return (h * 0.5 + torch.complex(x, y) * h.conj(),)
 
     program = loop_program(step, [torch.randn(2, 3, 4)] * 2, [torch.randn(4, dtype=torch.cfloat)])
     Hoist()(program)

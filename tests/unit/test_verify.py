@@ -87,7 +87,7 @@ def method_call(p: Program) -> None:
 
 
 def weight_shape(p: Program) -> None:
-    name = list(p.weights)[-1]
+    name = next(iter(p.weights))
     p.weights[name] = p.weights[name].t()
 
 

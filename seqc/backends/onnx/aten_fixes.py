@@ -1,7 +1,7 @@
 """Translations of ATen ops that torchlib lacks, or has wrong, unstable or needlessly narrow; each says why.
 
-A translation is a function of what the fx node's arguments became: ir.Values, or Python numbers, lists and None. It calls
-onnxscript ops, which append nodes to the graph at hand. It raises Unsupported where it would not be right.
+A translation is a function of what the fx node's arguments became: ir.Values, or Python numbers, lists and None. It
+calls onnxscript ops, which append nodes to the graph at hand. It raises Unsupported where it would not be right.
 """
 
 from __future__ import annotations

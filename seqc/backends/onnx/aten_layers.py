@@ -8,9 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
 
-from seqc.backends.onnx.emit import Translations, Value, constant, ints, rank, swap_last_axes, translates
+from seqc.backends.onnx.emit import Translations, Value, constant, ints, op, rank, swap_last_axes, translates
 from seqc.backends.onnx.refusal import Unsupported
 
 TRANSLATIONS: Translations = {}
@@ -62,7 +61,9 @@ def attention(
         mask = _grouped(attn_mask, kv_heads, groups)
         if attn_mask.dtype == ir.DataType.BOOL:
             scores = op.Add(scores, _bias(mask, query))
-            alive = op.Cast(op.ReduceMax(op.Cast(mask, to=ir.DataType.INT32), ints(-1), keepdims=1), to=ir.DataType.BOOL)
+            alive = op.Cast(
+                op.ReduceMax(op.Cast(mask, to=ir.DataType.INT32), ints(-1), keepdims=1), to=ir.DataType.BOOL
+            )
         else:
             scores = op.Add(scores, op.CastLike(mask, query) if attn_mask.dtype != query.dtype else mask)
             alive = op.Not(op.Equal(op.ReduceMax(mask, ints(-1), keepdims=1), constant(float("-inf"), attn_mask)))
@@ -75,7 +76,7 @@ def attention(
 
 
 def _bias(mask: Value, query: Value) -> Value:
-    """0 where the mask lets through, else -inf: added, as torch does, since it is small and Where on scores is slower."""
+    """0 where the mask lets through, else -inf. Added to the scores, as torch does: Where on them is slower."""
     return op.Where(mask, constant(0, query), constant(float("-inf"), query))
 
 
@@ -171,7 +172,7 @@ def _rnn(
 
 
 class _Layers:
-    """A stack of ONNX LSTM, GRU or RNN operators with torch's weights: per layer and direction w_ih, w_hh, b_ih, b_hh."""
+    """A stack of ONNX LSTM, GRU or RNN operators; torch's weights: w_ih, w_hh, b_ih, b_hh per layer and direction."""
 
     def __init__(
         self,
@@ -250,5 +251,5 @@ def _reordered(weight: Value, gates: int, order: tuple[int, ...]) -> Value:
     """The gates of a weight or bias, stacked on axis 0, in ONNX's order."""
     if order == tuple(range(gates)):
         return weight
-    parts = op.Split(weight, num_outputs=gates, axis=0)
-    return op.Concat(*(parts[i] for i in order), axis=0)
+    hidden = _fixed(weight.shape[0], "hidden size") // gates
+    return op.Gather(weight, ints(*(gate * hidden + i for gate in order for i in range(hidden))), axis=0)

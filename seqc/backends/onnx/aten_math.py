@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
 
-from seqc.backends.onnx.emit import Translations, Value, as_value, constant, is_value, rank, translates
+from seqc.backends.onnx.emit import Translations, Value, as_value, constant, is_value, op, rank, translates
 from seqc.backends.onnx.refusal import Unsupported
 
 TRANSLATIONS: Translations = {}
@@ -66,22 +65,22 @@ def amax(self: Value, dim: Sequence[int] = (), keepdim: bool = False) -> Value:
     return _reduce(op.ReduceMax, self, dim, keepdim)
 
 
-def _reduce(reduction: object, self: Value, dim: Sequence[int], keepdim: bool) -> Value:
+def _reduce(reduction: Callable[..., Value], self: Value, dim: Sequence[int], keepdim: bool) -> Value:
     bools = self.dtype == ir.DataType.BOOL  # ONNX reduces bool only from opset 20 on
     x = op.Cast(self, to=ir.DataType.UINT8) if bools else self
     axes = op.Constant(value=ir.tensor(list(dim) or list(range(rank(self))), dtype=ir.DataType.INT64))
-    reduced = reduction(x, axes, keepdims=int(keepdim))  # type: ignore[operator]
+    reduced = reduction(x, axes, keepdims=int(keepdim))
     return op.Cast(reduced, to=ir.DataType.BOOL) if bools else reduced
 
 
 @translates(TRANSLATIONS, aten.remainder.Scalar)
-def remainder_scalar(self: Value, other: Value | float) -> Value:
+def remainder_scalar(self: Value, other: Value) -> Value:
     """torchlib cannot take a divisor that is a symbolic size."""
     return remainder(self, as_value(other, self))
 
 
 @translates(TRANSLATIONS, aten.remainder.Scalar_Tensor)
-def remainder_of_scalar(self: Value | float, other: Value) -> Value:
+def remainder_of_scalar(self: Value, other: Value) -> Value:
     """As :func:`remainder_scalar`."""
     return remainder(as_value(self, other), other)
 
@@ -98,7 +97,7 @@ def remainder(self: Value, other: Value) -> Value:
 
 
 @translates(TRANSLATIONS, aten.add.Tensor, aten.add.Scalar)
-def add(self: Value, other: Value | float, alpha: Value | float = 1) -> Value:
+def add(self: Value, other: Value, alpha: Value = 1) -> Value:
     """torchlib adds bools by Add, which ONNX does not define for them: their sum is Or."""
     if self.dtype == ir.DataType.BOOL:
         return op.Or(self, as_value(other, self))
@@ -107,7 +106,7 @@ def add(self: Value, other: Value | float, alpha: Value | float = 1) -> Value:
 
 
 @translates(TRANSLATIONS, aten.pow.Tensor_Scalar, aten.pow.Scalar, aten.pow.Tensor_Tensor)
-def power(self: Value | float, exponent: Value | float) -> Value:
+def power(self: Value, exponent: Value) -> Value:
     """torchlib cannot take an exponent that is a symbolic size."""
     if not is_value(self):
         return op.Pow(constant(self, exponent), exponent)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
 
 from seqc import _torch
-from seqc.backends.onnx.emit import Translations, Value, ints, rank, shape_without, swap_last_axes, translates
+from seqc.backends.onnx.emit import Translations, Value, ints, op, rank, shape_without, swap_last_axes, translates
 
 TRANSLATIONS: Translations = {}
 aten = torch.ops.aten
@@ -96,9 +95,7 @@ def _running(self: Value, dim: int, largest: bool) -> tuple[Value, Value]:
 
 
 @translates(TRANSLATIONS, aten.linalg_solve_triangular.default)
-def solve_triangular(
-    self: Value, B: Value, *, upper: bool, left: bool = True, unitriangular: bool = False
-) -> Value:
+def solve_triangular(self: Value, B: Value, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Value:
     """Missing in torchlib. Row by row substitution: rows not yet solved are zero, so a whole row of A may be used."""
     if not left:  # X A = B is A^T X^T = B^T
         return swap_last_axes(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
 
-from seqc.backends.onnx.emit import Translations, Value, constant, ints, rank, translates
+from seqc.backends.onnx.emit import Translations, Value, constant, ints, op, rank, translates
 from seqc.backends.onnx.refusal import Unsupported
 
 TRANSLATIONS: Translations = {}
@@ -23,7 +22,9 @@ def copy(self: Value, src: Value, non_blocking: bool = False) -> Value:
 @translates(TRANSLATIONS, aten.as_strided.default)
 def as_strided(self: Value, *settings: object) -> Value:
     """torchlib takes the memory for contiguous, which a transposed or sliced tensor's is not."""
-    raise Unsupported("it reads memory by strides, and an ONNX tensor has no memory layout: use reshape, unfold or slices")
+    raise Unsupported(
+        "it reads memory by strides, and an ONNX tensor has no memory layout: use reshape, unfold or slices"
+    )
 
 
 def _fitted(index: Value, src: Value) -> tuple[Value, Value]:
@@ -53,9 +54,7 @@ def scatter_add(self: Value, dim: int, index: Value, src: Value) -> Value:
 
 
 @translates(TRANSLATIONS, aten.scatter_reduce.two)
-def scatter_reduce(
-    self: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True
-) -> Value:
+def scatter_reduce(self: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True) -> Value:
     """torchlib takes ``mean`` for a plain write. Also as :func:`scatter_src`."""
     if rank(self) == 0:
         raise Unsupported("scatter_reduce on a tensor without axes")

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import onnx_ir as ir
-from onnxscript import opset18 as op
+from onnxscript import opset18
+
+op: Any = opset18
+"""The ops that translations call. Untyped: onnxscript's annotations are those of eager evaluation."""
 
 Value = Any
-"""An ir.Value of the graph at hand (onnxscript types its ops loosely)."""
+"""An ir.Value of the graph at hand, with dtype and shape where it is the result of an fx node."""
 
 Translations = dict[Any, Callable[..., Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -129,7 +129,7 @@ def own_outputs(graph: ir.Graph, outputs: Sequence[ir.Value]) -> list[ir.Value]:
         producer = value.producer()
         if producer is None or producer.graph is not graph or value in owned:
             copied = _append(graph, "Identity", [value])
-            copied.dtype, copied.shape = value.dtype, value.shape
+            copied.type, copied.shape = value.type, value.shape
             owned.append(copied)
         else:
             owned.append(value)

@@ -31,7 +31,11 @@ class Refusals:
 
     def add(self, node: fx.Node, reason: str) -> None:
         target = node.target
-        op = str(target) if not callable(target) or hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+        op = (
+            str(target)
+            if not callable(target) or hasattr(target, "_schema")
+            else getattr(target, "__name__", str(target))
+        )
         refusal = Refusal(op, provenance(node) or f"node {node.name}", reason)
         if refusal not in self.items:
             self.items.append(refusal)

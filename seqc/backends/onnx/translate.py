@@ -20,6 +20,7 @@ import seqc
 from seqc import _torch
 from seqc.backends.onnx import aten_fixes, recurrence
 from seqc.backends.onnx.refusal import Refusals, innermost_reason
+from seqc.errors import UnsupportedModelError
 from seqc.ops.recurrence import is_recurrence
 from seqc.program import Program, module_path, source_line
 
@@ -30,7 +31,8 @@ Values = dict[str, Any]
 def translate(program: Program, opset: int) -> ir.Model:
     """The ONNX form of a prepared Program, not yet optimised.
 
-    Raises UnsupportedOpError that names every op without a translation, with module path and source line.
+    Raises UnsupportedOpError that names every op without a translation, with module path and source line, and
+    UnsupportedModelError where an input and an output have one name.
     """
     return Translator(program, opset).run()
 
@@ -49,6 +51,8 @@ class Translator:
 
     def run(self) -> ir.Model:
         program, graph = self.program, self.model.graph
+        if both := {p.name for p in program.inputs} & {p.name for p in program.outputs}:
+            raise UnsupportedModelError(f"an input and an output are both called {min(both)!r}: rename one of them")
         values: Values = {}
         stored: dict[tuple[Any, ...], list[tuple[torch.Tensor, ir.Value]]] = {}
         for node in program.weight_nodes:
@@ -65,7 +69,8 @@ class Translator:
             values[node.name] = value
             self.inputs.append((node, value))
         with _torch.quiet_onnx():
-            graph.outputs.extend(self.graph(program.graph_module, graph, values))
+            outputs = self.graph(program.graph_module, graph, values)
+        graph.outputs.extend(recurrence.own_outputs(graph, outputs))
         self.refusals.check()
         _torch.add_opset_imports(self.model)
         return self.model
@@ -76,15 +81,17 @@ class Translator:
         for node in gm.graph.nodes:
             if node.op == "call_function":
                 self.node(node, graph, values, constants)
-        return [values[n.name] for n in gm.graph.output_node().args[0]]  # type: ignore[union-attr]
+        results: Any = gm.graph.output_node().args[0]
+        return [values[n.name] for n in results]
 
     def node(self, node: fx.Node, graph: ir.Graph, values: Values, constants: dict[Any, ir.Value]) -> None:
         last = graph[-1] if len(graph) else None
         try:
             if is_recurrence(node):
                 values[node.name] = recurrence.lower(self, node, graph, values)
-            elif node.target is operator.getitem and isinstance(values[node.args[0].name], Sequence):  # type: ignore[union-attr]
-                values[node.name] = values[node.args[0].name][node.args[1]]  # type: ignore[union-attr,index]
+            elif (several := _several(node, values)) is not None:
+                index: Any = node.args[1]
+                values[node.name] = several[index]
                 return
             elif not _torch.has_translation(self.registry, node):
                 self.refuse(node, values, "torch.onnx has no translation of it")
@@ -101,8 +108,10 @@ class Translator:
         """Record the refusal and go on with a stand-in, so that later ops are seen too."""
         self.refusals.add(node, reason)
         val = node.meta.get("val")
-        several = isinstance(val, (tuple, list))
-        values[node.name] = [self.value(node.name, v) for v in val] if several else self.value(node.name, val)
+        if isinstance(val, (tuple, list)):
+            values[node.name] = [self.value(node.name, v) for v in val]
+        else:
+            values[node.name] = self.value(node.name, val)
 
     def annotate(self, node: fx.Node, graph: ir.Graph, last: ir.Node | None) -> None:
         """Give every node after ``last`` the provenance of ``node``, in place of torch's long form."""
@@ -144,6 +153,13 @@ class Translator:
             value.dtype, value.shape = ir.DataType.INT64, ir.Shape([])
         elif isinstance(val, (float, torch.SymFloat)):
             value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([])
+
+
+def _several(node: fx.Node, values: Values) -> Sequence[ir.Value] | None:
+    """The results of which a getitem node takes one, where they are values of their own."""
+    source = node.args[0] if node.target is operator.getitem else None
+    found = values[source.name] if isinstance(source, fx.Node) else None
+    return found if isinstance(found, Sequence) else None
 
 
 def _fingerprint(tensor: torch.Tensor) -> tuple[Any, ...]:
