@@ -43,10 +43,18 @@ def remove_dead_code(program: Program) -> int:
             del program.weights[node.name]
             program.weight_names.pop(node.name, None)
             program.graph.erase_node(node)
-    program.graph_module.delete_all_unused_submodules()
-    for gm in program.graph_modules():
+    for gm in list(program.graph_modules()):
+        drop_unread_bodies(gm)
         gm.recompile()
     return removed
+
+
+def drop_unread_bodies(gm: fx.GraphModule) -> None:
+    """Remove children that no node of ``gm`` itself reads; those of nested bodies stay theirs."""
+    read = {str(n.target).split(".")[0] for n in gm.graph.nodes if n.op == "get_attr"}
+    for name, _ in list(gm.named_children()):
+        if name not in read:
+            delattr(gm, name)
 
 
 def copy_meta(source: fx.Node, target: fx.Node) -> fx.Node:
