@@ -74,8 +74,14 @@ def no_guards(env: ShapeEnv | None, log: list[Specialisation] | None = None) -> 
     seen: set[tuple[Any, str]] = set()
     original: Callable[..., Any] = env.evaluate_expr
 
-    def recording(expr: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(expr, *args, **kwargs)
+    known: dict[Any, Any] = {}
+
+    def recording(expr: Any, hint: Any = None, fx_node: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # Without guards an expression has one value throughout: torch's own cache of 256 entries is too small for us.
+        key = (expr, args, tuple(sorted(kwargs.items())))
+        if key not in known:
+            known[key] = original(expr, hint, fx_node, *args, **kwargs)
+        result = known[key]
         if log is not None and isinstance(expr, sympy.Basic) and expr.free_symbols:
             line = _user_line()
             if (expr, line) not in seen:
@@ -129,6 +135,15 @@ def _shape_rules() -> Iterator[None]:
         yield
     finally:
         decomposition_table.update(saved)
+
+
+@contextlib.contextmanager
+def without_fake_cache() -> Iterator[None]:
+    """Fake tensor modes made inside compute every shape: looking symbolic shapes up in torch's cache costs more."""
+    import torch._dynamo.config
+
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
     tensors = tuple(signature.resized(sizes).values())
     dims = {n: torch.export.Dim(n, min=1, max=a.max) for n, a in signature.dims.items()}
     spec = tuple({a: dims[d] for a, d in signature.axes.get(n, {}).items()} for n in signature.examples)
-    with warnings.catch_warnings(), torch.no_grad(), _restored(model):
+    with warnings.catch_warnings(), torch.no_grad(), _restored(model), _torch.without_fake_cache():
         warnings.simplefilter("ignore")
         try:
             exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
