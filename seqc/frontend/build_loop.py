@@ -25,12 +25,15 @@ SinkSpec = tuple[fx.Node, Column, int, int]
 class _Builder:
     """The state of building one loop: the body graph, its inputs by kind, and the node of each column."""
 
-    def __init__(self, program: Program, alignment: Alignment, like: fx.Node, before: fx.Node) -> None:
+    def __init__(
+        self, program: Program, alignment: Alignment, like: fx.Node, before: fx.Node, replaced: dict[fx.Node, fx.Node]
+    ) -> None:
         self.program = program
         self.graph = program.graph
         self.alignment = alignment
         self.like = like
         self.before = before
+        self.replaced = replaced
         self.body = fx.Graph()
         self.done: dict[int, fx.Node] = {}
         self.carries: list[Carry] = []
@@ -45,17 +48,21 @@ class _Builder:
     def outer(self, target: Any, *args: Any) -> fx.Node:
         return insert(self.graph, self.before, self.like, target, args)
 
+    def now(self, node: fx.Node) -> fx.Node:
+        """The node that stands for ``node`` since the loops before this one were built."""
+        return self.replaced.get(node, node)
+
     # -- reads ---------------------------------------------------------------------------------------------------------
 
     def read(self, read: Read) -> fx.Node:
         """x with the steps of the loop as axis 0."""
         last = read.start + read.stride * (self.alignment.k - 1)
         if read.width is None:
-            steps = self.strided(read.x, read.dim, min(read.start, last), max(read.start, last) + 1, abs(read.stride))
+            steps = self.strided(self.now(read.x), read.dim, min(read.start, last), max(read.start, last) + 1, abs(read.stride))
         else:
             low = min(read.start, last)
             windows = [
-                self.strided(read.x, read.dim, low + j, max(read.start, last) + j + 1, abs(read.stride))
+                self.strided(self.now(read.x), read.dim, low + j, max(read.start, last) + j + 1, abs(read.stride))
                 for j in range(read.width)
             ]
             steps = self.outer(aten.stack.default, windows, read.dim + 1)
@@ -84,14 +91,15 @@ class _Builder:
         for column in columns:
             if isinstance(column, Carry):
                 self.carries.append(column)
-                self.done[id(column)] = self.placeholder("carry", column.init.meta["val"])
+                self.done[id(column)] = self.placeholder("carry", self.now(column.init).meta["val"])
         for column in columns:
             if isinstance(column, (Read, Result, Index)):
                 self.add_step_input(column)
         for column in columns:
             if isinstance(column, Invariant):
-                node = self.invariants.get(column.node) or self.placeholder("inv", column.node.meta["val"])
-                self.invariants[column.node] = self.done[id(column)] = node
+                outer = self.now(column.node)
+                node = self.invariants.get(outer) or self.placeholder("inv", outer.meta["val"])
+                self.invariants[outer] = self.done[id(column)] = node
 
     def add_step_input(self, column: Read | Result | Index) -> None:
         key: Any = (id(column.loop), id(column.column), column.flipped) if isinstance(column, Result) else column
@@ -99,8 +107,7 @@ class _Builder:
             if isinstance(column, Read):
                 outer = self.read(column)
             elif isinstance(column, Index):
-                stop = column.start + column.stride * self.alignment.k
-                outer = self.arange(column.start, stop, column.stride)
+                outer = self.numbers(column)
             else:
                 outer = column.loop.results[id(column.column)]
                 outer = self.outer(aten.flip.default, outer, [0]) if column.flipped else outer
@@ -108,12 +115,18 @@ class _Builder:
             self.xs[key] = (outer, self.placeholder("x", value.new_empty(value.shape[1:])))
         self.done[id(column)] = self.xs[key][1]
 
-    def arange(self, start: int, stop: int, stride: int) -> fx.Node:
-        mode = self.program.fake_mode
+    def numbers(self, index: Index) -> fx.Node:
+        """start + stride*i for every step i, of shape [k]: int64, or float64 as Python computes."""
+        steps = self.arange(self.alignment.k, torch.float64 if isinstance(index.stride, float) else torch.int64)
+        if index.stride != 1:
+            steps = self.outer(aten.mul.Tensor, steps, index.stride)
+        return steps if index.start == 0 else self.outer(aten.add.Tensor, steps, index.start)
+
+    def arange(self, stop: int, dtype: torch.dtype) -> fx.Node:
         with self.graph.inserting_before(self.before):
-            node = self.graph.call_function(aten.arange.start_step, (start, stop, stride), {"dtype": torch.int64})
-        with mode:
-            node.meta["val"] = torch.arange(start, stop, stride)
+            node = self.graph.call_function(aten.arange.default, (stop,), {"dtype": dtype})
+        with self.program.fake_mode:
+            node.meta["val"] = torch.arange(stop, dtype=dtype)
         return copy_meta(self.like, node)
 
     def add_op(self, op: Op) -> None:
@@ -169,8 +182,17 @@ class _Builder:
         return self.outer(aten.cat.default, [*odd[:front], value, *odd[front:]], dim)
 
 
-def build(program: Program, alignment: Alignment, sinks: list[SinkSpec], roots: list[Column]) -> None:
-    """Insert the recurrence and let its results serve the sinks and every other user of the loop's values."""
+def build(
+    program: Program,
+    alignment: Alignment,
+    sinks: list[SinkSpec],
+    roots: list[Column],
+    replaced: dict[fx.Node, fx.Node],
+) -> None:
+    """Insert the recurrence and let its results serve the sinks and every other user of the loop's values.
+
+    ``replaced`` holds what now stands for the sinks of loops built before, and takes in those of this one.
+    """
     graph = program.graph
     members = {m: (c, i) for c in alignment.columns if isinstance(c, Op) for i, m in enumerate(c.members) if m is not None}
     sink_nodes = {s[0] for s in sinks}
@@ -184,7 +206,7 @@ def build(program: Program, alignment: Alignment, sinks: list[SinkSpec], roots: 
         return
     like = anchor[0]
     before = graph.output_node()
-    builder = _Builder(program, alignment, like, before)
+    builder = _Builder(program, alignment, like, before, replaced)
     columns = list(walk(*(s[1] for s in sinks), *roots, *(c for _, c, _ in used), through_carries=True))
     builder.add_inputs(columns)
     for column in columns:
@@ -202,7 +224,8 @@ def build(program: Program, alignment: Alignment, sinks: list[SinkSpec], roots: 
     values = {key: _getitem(builder, node, i) for key, i in ys.items()}
     alignment.results.update(values)
     for sink, column, front, back in sinks:
-        sink.replace_all_uses_with(builder.merged(values[id(column)], sink, front, back))
+        replaced[sink] = builder.merged(values[id(column)], sink, front, back)
+        sink.replace_all_uses_with(replaced[sink])
     for member, column, i in used:
         if i == last and id(column) in finals:
             value = _getitem(builder, node, finals[id(column)])
@@ -219,7 +242,7 @@ def _insert_recurrence(builder: _Builder, reverse: bool) -> fx.Node:
     body = fx.GraphModule({}, builder.body)
     name = next(f"body_{i}" for i in range(10**6) if not hasattr(program.graph_module, f"body_{i}"))
     program.graph_module.add_submodule(name, body)
-    carries = tuple(c.init for c in builder.carries)
+    carries = tuple(builder.now(c.init) for c in builder.carries)
     xs = tuple(outer for outer, _ in builder.xs.values())
     invariants = tuple(builder.invariants)
     with graph.inserting_before(builder.before):

@@ -64,7 +64,24 @@ class ReadByIndex(TorchFunctionMode):
                 length = int(x.shape[dim])
                 pieces = range(0, length, args[1])
                 return tuple(torch.ops.aten.slice.Tensor(x, dim, i, min(i + args[1], length)) for i in pieces)
+        if func is torch.Tensor.__getitem__:
+            return func(args[0], _single_steps(*args))
         return func(*args, **kwargs)
+
+
+def _single_steps(x: torch.Tensor, index: Any) -> Any:
+    """x[..., t:t+1, ...] as x[..., [t] (by select), ...]: a step of size 1, not of a size that depends on the length."""
+    items = index if isinstance(index, tuple) else (index,)
+    if any(i is Ellipsis or isinstance(i, torch.Tensor) for i in items) or None in items:
+        return index
+    result: list[Any] = []
+    for axis, item in enumerate(items):
+        one = isinstance(item, slice) and type(item.start) is int and type(item.stop) is int and item.step in (None, 1)
+        if one and item.stop == item.start + 1 and item.start >= 0 and isinstance(x.shape[axis], torch.SymInt):
+            result += [item.start, None]
+        else:
+            result.append(item)
+    return tuple(result)
 
 
 def _arguments(args: Any, kwargs: Any, name: str, default: int) -> tuple[torch.Tensor, int]:

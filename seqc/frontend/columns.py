@@ -69,8 +69,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Index:
-    start: int
-    stride: int
+    start: float
+    stride: float
 
 
 @dataclass(eq=False)
@@ -185,6 +185,8 @@ class Alignment:
             return column.node is value
         if isinstance(column, Read):
             low = column.start + column.stride * i
+            if value.args[2:] and isinstance(value.args[2], int) and value.args[2] < 0:
+                low -= _size(column.x, column.dim)
             place = (low,) if column.width is None else (low, low + column.width)
             return value.args[:2] == (column.x, column.dim) and value.args[2:] == place
         if column.members[i] is not None:
@@ -287,10 +289,9 @@ class Alignment:
             return self.align(values)
         if all(type(v) is type(present[0]) and v == present[0] for v in present):
             return present[0]
-        if all(type(v) is int for v in present):
-            affine = _affine(values)
-            if affine is not None:
-                return Index(*affine)
+        affine = _affine(values) if all(type(v) is int for v in present) else _affine_float(values)
+        if affine is not None:
+            return Index(*affine)
         shown = ", ".join(str(v) for v in present[:4])
         raise MisalignedError(f"the steps of the loop use different values ({shown}) at {source_line(where)}")
 
@@ -338,6 +339,16 @@ def _affine(values: tuple[Any, ...]) -> tuple[int, int] | None:
     return (start, stride) if all(v == start + stride * i for i, v in known) else None
 
 
+def _affine_float(values: tuple[Any, ...]) -> tuple[float, float] | None:
+    """The same for floats, up to their rounding: Python computed ``0.1 * t`` in float64."""
+    if any(type(v) not in (int, float) for v in values) or len(values) < 3:
+        return None
+    start, stride = float(values[0]), (values[-1] - values[0]) / (len(values) - 1)
+    scale = max(abs(v) for v in values)
+    exact = all(abs(v - (start + stride * i)) <= 1e-14 * scale for i, v in enumerate(values))
+    return (start, stride) if exact else None
+
+
 def _read(members: Members) -> Read | None:
     present = [m for m in members if m is not None]
     first = present[0]
@@ -353,6 +364,8 @@ def _read(members: Members) -> Read | None:
     if affine is None or affine[1] == 0:
         return None
     dim %= x.meta["val"].dim()
+    if all(s < 0 for s in starts if s is not None):
+        affine = (affine[0] + _size(x, dim), affine[1])  # counted from the end
     if first.target is aten.select.int:
         return Read(x, dim, *affine)
     if len(first.args) != 4 or any(type(m.args[3]) is not int for m in present):
@@ -361,14 +374,18 @@ def _read(members: Members) -> Read | None:
     return Read(x, dim, *affine, width=int(widths.pop())) if len(widths) == 1 else None  # type: ignore[arg-type]
 
 
+def _size(x: fx.Node, dim: int) -> int:
+    """The size at which ``x`` was traced."""
+    size = x.meta["val"].shape[dim]
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
 def _check_bounds(column: Column | None, k: int, backward: bool) -> None:
     """A value the trace lacks in the last step will be computed after all: what it reads must exist."""
     for read in reads_of(column):
         step = 0 if backward else k - 1
         index = read.start + read.stride * step
-        size = read.x.meta["val"].shape[read.dim]
-        limit = size if isinstance(size, int) else int(size.node.hint)
-        if not 0 <= index < limit:
+        if not 0 <= index < _size(read.x, read.dim):
             raise MisalignedError("the last step would read past the end of the sequence")
 
 

@@ -72,11 +72,13 @@ def reroll(program: Program, depends_on_length: Callable[[fx.Node], bool]) -> li
                 _add_sink(loops, node)
             except MisalignedError as error:
                 refusals.append(f"the results collected at {source_line(node)} do not come from a uniform loop: {error}")
+    replaced: dict[fx.Node, fx.Node] = {}
     for loop in loops:
-        build(program, loop.alignment, [(s.node, s.column, s.front, s.back) for s in loop.sinks], loop.roots)
+        sinks = [(s.node, s.column, s.front, s.back) for s in loop.sinks]
+        build(program, loop.alignment, sinks, loop.roots, replaced)
     remove_dead_code(program)
     while (found := _last_value_loop(program, depends_on_length, refusals)) is not None:
-        build(program, found.alignment, [], found.roots)
+        build(program, found.alignment, [], found.roots, {})
         remove_dead_code(program)
     return refusals
 

@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from seqc import _torch
 from seqc.errors import UnsupportedModelError
 from seqc.frontend.capture import Capture, capture
 from seqc.frontend.merge import merge
@@ -19,6 +20,8 @@ from seqc.frontend.signature import Signature, bind
 from seqc.frontend.source import traceable
 from seqc.ops.recurrence import propagate
 from seqc.program import Program
+
+aten = torch.ops.aten
 
 # (first, second) lengths a model with loops is traced at; the next pair is tried where too few steps were seen.
 _LENGTH_PAIRS = ((7, 5), (17, 12))
@@ -108,6 +111,10 @@ def _unrolled(model: nn.Module, signature: Signature) -> Program:
 def _frozen_dims(captured: Capture) -> list[str]:
     """The dimensions that Python turned into numbers: loops, or arithmetic outside tensors."""
     symbols = {s for item in captured.log if not isinstance(item.value, bool) for s in item.expr.free_symbols}
+    for node in captured.program.graph.nodes:
+        # `while t < x.shape[1]` asks for no number: it shows in reads of many fixed places.
+        if node.target is aten.select.int and isinstance(node.args[2], int) and node.args[2] >= _FEWEST_STEPS - 1:
+            symbols |= _torch.size_expr(node.args[0].meta["val"].shape[node.args[1]]).free_symbols
     return [d.name for d in captured.program.dims if d.symbol in symbols]
 
 
