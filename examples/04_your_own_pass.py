@@ -37,7 +37,7 @@ class DoubleNegation:
 
 class Model(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -(-torch.cumsum(x, dim=1))
+        return torch.neg(torch.neg(torch.cumsum(x, dim=1)))
 
 
 compiled = seqc.compile(Model(), (torch.randn(2, 10, 8),), passes=[*DEFAULT, DoubleNegation()])

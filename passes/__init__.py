@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from seqc.passes.hoist import Hoist
 from seqc.passes.split_complex import SplitComplex
-
 from seqc.rewrite import Pass
 
 __all__ = ["BY_NAME", "DEFAULT", "Hoist", "SplitComplex", "register"]

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import sympy
 import torch
 import torch.fx as fx
-from seqc.passes.loop_cleanup import clean, delay
 
 from seqc import _torch
 from seqc.batch import Value, is_projection, over_time
 from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
+from seqc.passes.loop_cleanup import clean, delay
 from seqc.program import Program, flat_args
 from seqc.rewrite import remove_dead_code
 from seqc.verify import same_shape

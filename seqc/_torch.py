@@ -20,7 +20,7 @@ import torch
 import torch.fx as fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental import _config as symbolic_config
+from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.interp import sympy_interp
@@ -90,13 +90,14 @@ def no_guards(env: ShapeEnv | None, log: list[Specialisation] | None = None) -> 
                 log.append(Specialisation(expr, bool(result) if is_bool else int(result), line))
         return result
 
+    symbolic_config: Any = _config
     # backed_size_oblivious: broadcasting and contiguity rules are decided as for a general size, not for this one.
     with env.suppress_guards(), symbolic_config.patch(backed_size_oblivious=True), _shape_rules():
-        env.evaluate_expr = recording  # type: ignore[method-assign]
+        vars(env)["evaluate_expr"] = recording
         try:
             yield
         finally:
-            del env.evaluate_expr  # type: ignore[method-assign]
+            del vars(env)["evaluate_expr"]
 
 
 def _unbind_shapes(t: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:

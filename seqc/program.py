@@ -109,7 +109,9 @@ class Program:
         first = self.placeholders[0] if self.placeholders else next(iter(self.graph.nodes))
         with self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(first):
             node = self.graph.placeholder(unique)
-        node.meta["val"] = self.fake_mode.from_tensor(tensor, static_shapes=True) if self.fake_mode is not None else tensor
+        node.meta["val"] = (
+            self.fake_mode.from_tensor(tensor, static_shapes=True) if self.fake_mode is not None else tensor
+        )
         self.weights[node.name] = tensor
         self.weight_names[node.name] = name
         return node

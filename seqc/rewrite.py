@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch.fx as fx
@@ -81,5 +82,5 @@ def sort_topologically(graph: fx.Graph) -> None:
             if node not in placed:
                 placed.add(node)
                 order.append(node)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in itertools.pairwise(order):
         before.append(after)

@@ -90,9 +90,12 @@ def random_inputs(manifest: Manifest, sizes: dict[str, int], high: int, seed: in
     generator = np.random.default_rng(seed)
     arrays: Arrays = {}
     for port in manifest.inputs:
-        shape = [size if isinstance(size, int) else evaluate(size, all_sizes) for size in port.shape]
-        if None in shape:
-            raise UsageError(f"input {port.name!r} has a size that cannot be worked out; use --inputs")
+        shape: list[int] = []
+        for size in port.shape:
+            known_size = size if isinstance(size, int) else evaluate(size, all_sizes)
+            if known_size is None:
+                raise UsageError(f"input {port.name!r} has a size that cannot be worked out; use --inputs")
+            shape.append(known_size)
         dtype = np.dtype(port.dtype)
         if dtype.kind in "fc":
             value = generator.standard_normal(shape)

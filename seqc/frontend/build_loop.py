@@ -58,7 +58,9 @@ class _Builder:
         """x with the steps of the loop as axis 0."""
         last = read.start + read.stride * (self.alignment.k - 1)
         if read.width is None:
-            steps = self.strided(self.now(read.x), read.dim, min(read.start, last), max(read.start, last) + 1, abs(read.stride))
+            steps = self.strided(
+                self.now(read.x), read.dim, min(read.start, last), max(read.start, last) + 1, abs(read.stride)
+            )
         else:
             low = min(read.start, last)
             windows = [
@@ -166,7 +168,7 @@ class _Builder:
         entries = list(entries)  # type: ignore[arg-type]
         rank = ys.meta["val"].dim()
         stacked = sink.target is aten.stack.default
-        dim = dim % (rank if stacked else rank - 1)  # type: ignore[operator]
+        dim = dim % (rank if stacked else rank - 1)
         value = self.moved(ys, 0, dim)
         if not stacked:
             width = ys.meta["val"].shape[dim + 1]
@@ -194,12 +196,12 @@ def build(
     ``replaced`` holds what now stands for the sinks of loops built before, and takes in those of this one.
     """
     graph = program.graph
-    members = {m: (c, i) for c in alignment.columns if isinstance(c, Op) for i, m in enumerate(c.members) if m is not None}
+    members = {
+        m: (c, i) for c in alignment.columns if isinstance(c, Op) for i, m in enumerate(c.members) if m is not None
+    }
     sink_nodes = {s[0] for s in sinks}
     used = [
-        (m, c, i)
-        for m, (c, i) in members.items()
-        if any(u not in members and u not in sink_nodes for u in m.users)
+        (m, c, i) for m, (c, i) in members.items() if any(u not in members and u not in sink_nodes for u in m.users)
     ]
     anchor = [s[0] for s in sinks] or [m for m, _, _ in used]
     if not anchor:
@@ -250,8 +252,8 @@ def _insert_recurrence(builder: _Builder, reverse: bool) -> fx.Node:
         node = graph.call_function(recurrence, (attr, builder.alignment.k, carries, xs, invariants, reverse))
     mode = program.fake_mode
     with _torch.faking(mode):
-        values = [tuple(n.meta["val"] for n in group) for group in (carries, xs, invariants)]
-        node.meta["val"] = recurrence_shapes(body, builder.alignment.k, *values, reverse)
+        first, steps, fixed = (tuple(n.meta["val"] for n in group) for group in (carries, xs, invariants))
+        node.meta["val"] = recurrence_shapes(body, builder.alignment.k, first, steps, fixed, reverse)
     return copy_meta(builder.like, node)
 
 

@@ -6,9 +6,9 @@ Method: the forward runs inside ``ShapeEnv.suppress_guards``, so Python sees num
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,11 +186,14 @@ def _program(
         else:
             raise UnsupportedModelError(f"the traced graph takes {item.arg.name}, a {item.kind.name} that is no tensor")
     outputs = []
-    for item, value in zip(graph_signature.output_specs, graph_module.graph.output_node().args[0], strict=True):
+    returned_values: Any = graph_module.graph.output_node().args[0]
+    for item, value in zip(graph_signature.output_specs, returned_values, strict=True):
         if item.kind is OutputKind.USER_OUTPUT:
             outputs.append(value)
         else:
-            notes.append(f"the model writes to its buffer {item.target!r}; the compiled model does not keep that change")
+            notes.append(
+                f"the model writes to its buffer {item.target!r}; the compiled model does not keep that change"
+            )
     for value, name in zip(outputs, returned.names, strict=True):
         if not isinstance(value, fx.Node):
             raise UnsupportedModelError(f"{name} does not depend on the inputs: it is the constant {value!r}")

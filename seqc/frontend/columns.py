@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -88,7 +88,7 @@ class Op:
     spec: Any = None
 
 
-Column = Union[Invariant, Read, Result, Index, Carry, Op]
+Column = Invariant | Read | Result | Index | Carry | Op
 """What explains a value of the loop body."""
 
 
@@ -185,7 +185,8 @@ class Alignment:
             return column.node is value
         if isinstance(column, Read):
             low = column.start + column.stride * i
-            if value.args[2:] and isinstance(value.args[2], int) and value.args[2] < 0:
+            at = value.args[2] if len(value.args) > 2 else None
+            if isinstance(at, int) and at < 0:
                 low -= _size(column.x, column.dim)
             place = (low,) if column.width is None else (low, low + column.width)
             return value.args[:2] == (column.x, column.dim) and value.args[2:] == place
@@ -202,9 +203,7 @@ class Alignment:
         """The column G with G[i - shift] == members[i] wherever both have a node, and at least two such places."""
         for i, member in enumerate(members):
             for column in self._by_member.get((i - shift, member), ()) if member is not None else ():
-                pairs = [
-                    (m, column.members[j - shift]) for j, m in enumerate(members) if 0 <= j - shift < self.k
-                ]
+                pairs = [(m, column.members[j - shift]) for j, m in enumerate(members) if 0 <= j - shift < self.k]
                 both = [(a, b) for a, b in pairs if a is not None and b is not None]
                 if len(both) >= 2 and all(a is b for a, b in both):
                     return column
@@ -354,11 +353,17 @@ def _read(members: Members) -> Read | None:
     first = present[0]
     if first.target not in (aten.select.int, aten.slice.Tensor):
         return None
-    if any(m.target is not first.target or m.args[:2] != first.args[:2] or len(m.args) != len(first.args) for m in present):
+    if any(
+        m.target is not first.target or m.args[:2] != first.args[:2] or len(m.args) != len(first.args) for m in present
+    ):
         return None
     x, dim = first.args[:2]
-    starts = tuple(m.args[2] if m is not None else None for m in members)
-    if not isinstance(x, fx.Node) or not isinstance(dim, int) or any(type(s) is not int for s in starts if s is not None):
+    starts: tuple[Any, ...] = tuple(m.args[2] if m is not None else None for m in members)
+    if (
+        not isinstance(x, fx.Node)
+        or not isinstance(dim, int)
+        or any(type(s) is not int for s in starts if s is not None)
+    ):
         return None
     affine = _affine(starts)
     if affine is None or affine[1] == 0:

@@ -88,11 +88,9 @@ class _Solver:
         sizes_b = {d.symbol: b.sizes[d.name] for d in a.program.dims}
         logged = [s.expr for s in a.log if not isinstance(s.value, bool)]
         exprs = dict.fromkeys([*sizes_a, *(e for e in logged if isinstance(e, sympy.Expr))])
-        self.candidates = [
-            (e, _value(e, sizes_a), _value(e, sizes_b)) for e in exprs if e.free_symbols <= set(sizes_a)
-        ]
+        self.candidates = [(e, _value(e, sizes_a), _value(e, sizes_b)) for e in exprs if e.free_symbols <= set(sizes_a)]
         self.candidates = [c for c in self.candidates if c[1] != c[2]]
-        self.nodes: dict[Any, Any] = {}
+        self.nodes: dict[Any, fx.Node] = {}
 
     def solve(self, x: Any, y: Any, node: fx.Node, reasons: list[str]) -> Any:
         if isinstance(x, fx.Node) or isinstance(y, fx.Node):
@@ -146,7 +144,8 @@ class _Solver:
 
 
 def _first_operation(graph: fx.Graph) -> fx.Node:
-    return next(n for n in graph.nodes if n.op != "placeholder")
+    node: fx.Node = next(n for n in graph.nodes if n.op != "placeholder")
+    return node
 
 
 def _value(expr: Any, sizes: dict[sympy.Symbol, int]) -> int:

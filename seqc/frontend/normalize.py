@@ -99,7 +99,11 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return args[0]  # type: ignore[return-value]
     if target in _SAME_SHAPE_IDENTITIES and _same_shape(node, args[0]):
         return args[0]  # type: ignore[return-value]
-    if target in _SAME_DTYPE_IDENTITIES and _val(node).dtype == _val(args[0]).dtype and not node.kwargs.get("memory_format"):
+    if (
+        target in _SAME_DTYPE_IDENTITIES
+        and _val(node).dtype == _val(args[0]).dtype
+        and not node.kwargs.get("memory_format")
+    ):
         return args[0]  # type: ignore[return-value]
     if target is aten.copy.default:
         return _copied(graph, node)
@@ -200,17 +204,18 @@ def _written(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """A read of a buffer that is being filled is the value written there, or a read of what was there before."""
     if node.target is not aten.select.int:
         return None
+    x: Any
     x, dim, index = node.args
-    assert isinstance(x, fx.Node)
-    found = None
+    found: Any = None
     while x.target is aten.select_scatter.default and isinstance(index, int) and _is_extended(x):
         base, value, at_dim, at = x.args
         rank = _val(x).dim()
         if at_dim % rank != dim % rank or not isinstance(at, int) or (at < 0) != (index < 0):  # type: ignore[operator]
             break
         if at == index:
-            return value  # type: ignore[return-value]
-        found = x = base  # type: ignore[assignment]
+            assert isinstance(value, fx.Node)
+            return value
+        found = x = base
     return insert(graph, node, node, aten.select.int, (found, dim, index)) if found is not None else None
 
 
@@ -235,15 +240,17 @@ def _collapse_writes(graph: fx.Graph, last: fx.Node) -> None:
 
 
 def _flatten_cat(node: fx.Node) -> None:
+    pieces: Any
+    dim: Any
     pieces, dim = (*node.args, 0)[:2]
     rank = _val(node).dim()
     flat: list[fx.Node] = []
-    for piece in pieces:  # type: ignore[union-attr]
-        inner = piece.target is aten.cat.default and len(piece.users) == 1  # type: ignore[union-attr]
-        if inner and (*piece.args, 0)[1] % rank == dim % rank:  # type: ignore[union-attr, operator]
-            flat.extend(piece.args[0])  # type: ignore[union-attr]
+    for piece in pieces:
+        inner = piece.target is aten.cat.default and len(piece.users) == 1
+        if inner and (*piece.args, 0)[1] % rank == dim % rank:
+            flat.extend(piece.args[0])
         elif not _is_empty(piece, dim):
-            flat.append(piece)  # type: ignore[arg-type]
+            flat.append(piece)
     node.args = (flat or pieces, dim)
 
 

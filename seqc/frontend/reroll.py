@@ -71,7 +71,9 @@ def reroll(program: Program, depends_on_length: Callable[[fx.Node], bool]) -> li
             try:
                 _add_sink(loops, node)
             except MisalignedError as error:
-                refusals.append(f"the results collected at {source_line(node)} do not come from a uniform loop: {error}")
+                refusals.append(
+                    f"the results collected at {source_line(node)} do not come from a uniform loop: {error}"
+                )
     replaced: dict[fx.Node, fx.Node] = {}
     for loop in loops:
         sinks = [(s.node, s.column, s.front, s.back) for s in loop.sinks]
@@ -176,7 +178,7 @@ def _last_value_loop(
     families: dict[tuple[Any, Any], dict[int, fx.Node]] = {}
     for node in program.graph.nodes:
         if node.target is aten.select.int and type(node.args[2]) is int and depends_on_length(node):
-            families.setdefault(node.args[:2], {})[node.args[2]] = node  # type: ignore[arg-type, call-overload]
+            families.setdefault(node.args[:2], {})[node.args[2]] = node
     for reads in families.values():
         ordered = [reads[i] for i in sorted(reads)]
         for members in (ordered, ordered[::-1]):
@@ -242,4 +244,3 @@ def _pattern(user: fx.Node, used: fx.Node) -> Any:
     """An operation with its literals, and the places in which it takes ``used``."""
     leaves = ("used" if a is used else "node" if isinstance(a, fx.Node) else a for a in flat_args(user))
     return user.target, tuple(leaves)
-

@@ -99,9 +99,10 @@ def bind(
 
     Without ``dynamic_shapes`` axis 0 of every input of rank two or more is ``batch`` and axis 1 is ``sequence``.
     """
+    given: Any = example_inputs
+    if isinstance(given, torch.Tensor):
+        example_inputs = (given,)
     positional = not isinstance(example_inputs, Mapping)
-    if isinstance(example_inputs, torch.Tensor):
-        example_inputs = (example_inputs,)
     names = _parameter_names(model, len(example_inputs))
     if isinstance(example_inputs, Mapping):
         examples = dict(example_inputs)

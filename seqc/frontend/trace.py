@@ -128,9 +128,7 @@ def _pair_sizes(
             a[name], b[name] = signature.clamp(name, long), signature.clamp(name, short)
             continue
         symbol = next(d.symbol for d in first.program.dims if d.name == name)
-        counts = [
-            s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}
-        ]
+        counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
         counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= _FEWEST_STEPS]
         b[name] = _first_size(counts, symbol, signature.clamp(name, short), lambda v, _: v >= _FEWEST_STEPS)
         seen = {e: int(e.subs(symbol, b[name])) for e in counts}

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
-import seqc.runtime
 import torch
 import transformers
 from torch import nn
 
 import seqc
+import seqc.runtime
 from tests.benchmarks.timing import medians
 from tests.models.zoo.base import VOCABULARY, Inputs, floats, randomised, tokens
 from tests.models.zoo.recurrent_cells import WIDTH

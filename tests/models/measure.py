@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-import seqc.runtime
 import torch
 
 import seqc
+import seqc.runtime
 from seqc.errors import SeqcError, UnsupportedModelError
 from tests.models.compare import TOLERANCE, relative_error
 from tests.models.onnx_count import op_counts

@@ -55,12 +55,10 @@ def test_node_count_does_not_depend_on_the_example_length(length: int, tmp_path:
 @pytest.mark.parametrize("family", ["lstm_cells", "mamba"])
 def test_node_count_grows_at_most_linearly_with_layers(family: str, tmp_path: Path) -> None:
     counts = []
-    for layers in (1, 2, 4):
+    for layers in (1, 2, 3):
         if family == "mamba":
             model, inputs = tiny_mamba(layers), {"input_ids": torch.randint(31, (2, 9))}
         else:
             model, inputs = StackedCells(layers), {"x": torch.randn(2, 9, 6)}
         counts.append(nodes(model, inputs, tmp_path / str(layers)))
-    per_layer = counts[1] - counts[0]
-    assert per_layer > 0
-    assert counts[2] - counts[1] <= 2 * per_layer
+    assert 0 < counts[2] - counts[1] <= counts[1] - counts[0]

@@ -7,9 +7,9 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
-from seqc.passes.hoist import Hoist
 
 from seqc.ops.recurrence import is_recurrence
+from seqc.passes.hoist import Hoist
 from seqc.program import Program
 from seqc.text import text
 from seqc.verify import verify

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from seqc.passes.hoist import Hoist
-from seqc.passes.split_complex import SplitComplex
 from torch import nn
 
 from seqc.errors import UnsupportedOpError
+from seqc.passes.hoist import Hoist
+from seqc.passes.split_complex import SplitComplex
 from seqc.program import Program
 from seqc.text import text
 from seqc.verify import verify

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from seqc.passes import BY_NAME, DEFAULT, Hoist, register
 
+from seqc.passes import BY_NAME, DEFAULT, Hoist, register
 from seqc.rewrite import Pass
 
 
