@@ -7,6 +7,7 @@ Method: the forward runs inside ``ShapeEnv.suppress_guards``, so Python sees num
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,21 +30,36 @@ from seqc.program import Dim, Port, Program
 
 
 @dataclass
-class Capture:
-    """A Program traced at ``sizes`` with its loops unrolled, and what Python asked of the symbolic sizes."""
-
-    program: Program
-    sizes: dict[str, int]
-    log: list[_torch.Specialisation]
-
-
-@dataclass
 class _Outputs:
     """What the traced forward returned; kept outside the module, whose attributes torch.export restores."""
 
     spec: pytree.TreeSpec | None = None
     names: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+
+
+@dataclass
+class Capture:
+    """A trace of a model at ``sizes`` with its loops unrolled, and what Python asked of the symbolic sizes."""
+
+    exported: torch.export.ExportedProgram
+    returned: _Outputs
+    signature: Signature
+    sizes: dict[str, int]
+    log: list[_torch.Specialisation]
+
+    @functools.cached_property
+    def dims(self) -> tuple[Dim, ...]:
+        by_name = {n.name: n for n in self.exported.graph.nodes if n.op == "placeholder"}
+        return _dims([by_name[name] for name in self.exported.graph_signature.user_inputs], self.signature, self.sizes)
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The trace in the operators of the IR. Two thirds of the cost of a capture: made when it is asked for."""
+        env = _torch.shape_env_of(n.meta.get("val") for n in self.exported.graph.nodes)
+        with _quiet(), _torch.no_guards(env):
+            exported = self.exported.run_decompositions(table())
+        return _program(exported, self.returned, self.signature, self.sizes)
 
 
 class ReadByIndex(TorchFunctionMode):
@@ -119,16 +135,20 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
     tensors = tuple(signature.resized(sizes).values())
     dims = {n: torch.export.Dim(n, min=1, max=a.max) for n, a in signature.dims.items()}
     spec = tuple({a: dims[d] for a, d in signature.axes.get(n, {}).items()} for n in signature.examples)
-    with warnings.catch_warnings(), torch.no_grad(), _restored(model), _torch.without_fake_cache():
+    with _quiet(), _restored(model):
+        exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
+    return Capture(exported, entry.outputs, signature, sizes, log)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export without gradients and warnings; its errors name the line of the user's model."""
+    with warnings.catch_warnings(), torch.no_grad(), _torch.without_fake_cache():
         warnings.simplefilter("ignore")
         try:
-            exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
-            env = _torch.shape_env_of(n.meta.get("val") for n in exported.graph.nodes)
-            with _torch.no_guards(env):
-                exported = exported.run_decompositions(table())
+            yield
         except Exception as error:
             raise _refusal(error) from error
-    return Capture(_program(exported, entry.outputs, signature, sizes), sizes, log)
 
 
 @contextlib.contextmanager

@@ -51,23 +51,27 @@ def trace_signature(model: nn.Module, signature: Signature, loops: str = "reroll
     if loops == "unroll":
         return _unrolled(model, signature)
     sizes = signature.trace_sizes()
-    first: Capture | None = capture(model, signature, sizes)
-    assert first is not None
+    first = capture(model, signature, sizes)
     frozen = _frozen_dims(first)
     if not frozen:
         normalize(first.program)
         return _finished(first.program)
     problem: UnsupportedModelError | None = None
-    pairs = [_pair_sizes(first, signature, frozen, long, short) for long, short in _LENGTH_PAIRS]
-    for a, b in pairs:
+    tried: list[tuple[dict[str, int], dict[str, int]]] = []
+    for long, short in _LENGTH_PAIRS:
+        a, b = _pair_sizes(first, signature, frozen, long, short)
+        if (a, b) in tried or any(a[name] == b[name] for name in frozen):
+            continue
+        tried.append((a, b))
         try:
-            one = first if first is not None and a == first.sizes else capture(model, signature, a)
-            first = None  # a trace is rewritten in place: it serves one attempt
+            # A trace is rewritten in place and serves one attempt; the sizes of two attempts differ.
+            one = first if a == first.sizes else capture(model, signature, a)
             return _finished(_reroll_pair(one, capture(model, signature, b)))
         except UnsupportedModelError as error:
             problem = problem or error
-    assert problem is not None
-    raise problem
+    raise problem or UnsupportedModelError(
+        f"the model loops over {', '.join(frozen)}, whose range leaves no two sizes to trace it at; leave it fixed or widen it"
+    )
 
 
 def _reroll_pair(a: Capture, b: Capture) -> Program:
@@ -111,11 +115,11 @@ def _unrolled(model: nn.Module, signature: Signature) -> Program:
 def _frozen_dims(captured: Capture) -> list[str]:
     """The dimensions that Python turned into numbers: loops, or arithmetic outside tensors."""
     symbols = {s for item in captured.log if not isinstance(item.value, bool) for s in item.expr.free_symbols}
-    for node in captured.program.graph.nodes:
+    for node in captured.exported.graph.nodes:
         # `while t < x.shape[1]` asks for no number: it shows in reads of many fixed places.
         if node.target is aten.select.int and isinstance(node.args[2], int) and node.args[2] >= _FEWEST_STEPS - 1:
             symbols |= _torch.size_expr(node.args[0].meta["val"].shape[node.args[1]]).free_symbols
-    return [d.name for d in captured.program.dims if d.symbol in symbols]
+    return [d.name for d in captured.dims if d.symbol in symbols]
 
 
 def _pair_sizes(
@@ -127,7 +131,7 @@ def _pair_sizes(
         if first.sizes[name] <= 3:
             a[name], b[name] = signature.clamp(name, long), signature.clamp(name, short)
             continue
-        symbol = next(d.symbol for d in first.program.dims if d.name == name)
+        symbol = next(d.symbol for d in first.dims if d.name == name)
         counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
         counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= _FEWEST_STEPS]
         b[name] = _first_size(counts, symbol, signature.clamp(name, short), lambda v, _: v >= _FEWEST_STEPS)
