@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import Max, Min
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -31,12 +32,14 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 class Specialisation:
     """A symbolic size that Python turned into a number or a branch while the model was traced.
 
-    ``expr`` is the size or condition, ``value`` what it was at the traced sizes, ``line`` the user's source line.
+    ``expr`` is the size or condition, ``value`` what it was at the traced sizes, ``line`` the user's source line, and
+    ``direct`` tells whether that line itself asked, not an operator of torch.
     """
 
     expr: Any
     value: int | bool
     line: str
+    direct: bool
 
 
 def shape_env_of(values: Any) -> ShapeEnv | None:
@@ -50,16 +53,21 @@ def shape_env_of(values: Any) -> ShapeEnv | None:
     return None
 
 
-def _user_line() -> str:
+# Between a size that Python turns into a number or a truth value, and the line that does so.
+_CONVERSIONS = ("/torch/__init__.py", "/torch/fx/experimental/", "/seqc/_torch.py", "/torch/utils/")
+
+
+def _user_line() -> tuple[str, bool]:
+    """The innermost line outside torch, and whether no operator of torch lies between."""
     frame = sys._getframe(2)
-    innermost = ""
+    direct = True
     while frame is not None:
         file = frame.f_code.co_filename
         if "/torch/" not in file and "/sympy/" not in file and not file.endswith("seqc/_torch.py"):
-            innermost = f"{file}:{frame.f_lineno}"
-            break
+            return f"{file}:{frame.f_lineno}", direct
+        direct = direct and any(part in file for part in _CONVERSIONS)
         frame = frame.f_back  # type: ignore[assignment]
-    return innermost
+    return "", False
 
 
 @contextlib.contextmanager
@@ -83,11 +91,11 @@ def no_guards(env: ShapeEnv | None, log: list[Specialisation] | None = None) -> 
             known[key] = original(expr, hint, fx_node, *args, **kwargs)
         result = known[key]
         if log is not None and isinstance(expr, sympy.Basic) and expr.free_symbols:
-            line = _user_line()
+            line, direct = _user_line()
             if (expr, line) not in seen:
                 seen.add((expr, line))
                 is_bool = isinstance(result, bool) or result in (sympy.true, sympy.false)
-                log.append(Specialisation(expr, bool(result) if is_bool else int(result), line))
+                log.append(Specialisation(expr, bool(result) if is_bool else int(result), line, direct))
         return result
 
     symbolic_config: Any = _config
@@ -126,15 +134,28 @@ _SHAPE_RULES: dict[Any, Callable[..., Any]] = {
 def _shape_rules() -> Iterator[None]:
     """Shape rules for ops whose decompositions give wrong shapes where a symbolic size is read as its traced value.
 
-    unbind becomes tensor_split of a symbolic size and keeps the axis; recurrent layers unbind time.
+    unbind becomes tensor_split of a symbolic size and keeps the axis; recurrent layers unbind time; a slice whose bound
+    may be negative gets an unknown size, though its sign is the same at every length in practice.
     """
     from torch._decomp import decomposition_table
+    from torch._subclasses import fake_impls
+
+    rules: Any = fake_impls
+    original = rules._compute_slice_index
+
+    def slice_index(size: int | torch.SymInt, index: int | torch.SymInt) -> Any:
+        found = original(size, index)
+        if found is None and (isinstance(index, int) or index.node.has_hint()):
+            found = torch.sym_max(index + size, 0) if hint(index) < 0 else torch.sym_min(index, size)
+        return found
 
     saved = {op: decomposition_table[op] for op in _SHAPE_RULES}
     decomposition_table.update(_SHAPE_RULES)
+    rules._compute_slice_index = slice_index
     try:
         yield
     finally:
+        rules._compute_slice_index = original
         decomposition_table.update(saved)
 
 
@@ -157,6 +178,26 @@ def faking(mode: FakeTensorMode) -> Iterator[None]:
 def size_expr(size: int | torch.SymInt) -> Any:
     """The sympy expression of a size."""
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """What a size was when the model was traced."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def unclamped(size: torch.SymInt) -> int | None:
+    """``size`` where no bound in it is clamped, min(n, ...) being n and max(0, e) being e; None if that is no number,
+    or is not what the size was when traced."""
+    expr = size.node.expr.replace(lambda e: isinstance(e, (Min, Max)), _unclamped)
+    return int(expr) if expr.is_Integer and int(expr) == hint(size) else None
+
+
+def _unclamped(bound: Any) -> Any:
+    numbers = [a for a in bound.args if a.is_Integer]
+    others = [a for a in bound.args if not a.is_Integer]
+    if len(numbers) != 1 or len(others) != 1:
+        return bound
+    return numbers[0] if isinstance(bound, Min) else others[0]
 
 
 def emit_expr(expr: Any, symbols: dict[sympy.Symbol, Any]) -> Any:

@@ -37,6 +37,9 @@ from seqc.verify import verify
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
+# Up to this size the check looks at both sides of a branch that Python took on a size; beyond, the user is told.
+_LONGEST_BRANCH = 1100
+
 
 @dataclass
 class Compiled:
@@ -178,9 +181,11 @@ def run_check(
     program: Program,
     tolerance: float,
 ) -> CheckReport:
-    """The check of the design, at lengths beyond the traced ones too where tracing needed long ones."""
+    """The check of the design, also beyond long traced lengths and on both sides of every branch on a size."""
     longest = max((d.traced for d in program.dims), default=1)
-    extra = (longest, 2 * longest + 1) if longest > 16 else ()
+    extra = [longest, 2 * longest + 1] if longest > 16 else []
+    for size in (s for d in program.dims for s in d.branches if s <= _LONGEST_BRANCH):
+        extra += [size] if size <= longest else [size, size + 1, 2 * size + 1]
     return check(source, compiled, signature, extra, tolerance)
 
 
@@ -286,7 +291,7 @@ def _manifest(
         "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
         "passes": [{"name": r.name, "changes": r.changes, "reasons": []} for r in records],
         "tolerances": {p.name: tolerance for p in program.outputs},
-        "notes": list(program.notes),
+        "notes": [*program.notes, *_unseen_branches(program)],
         "engines": [],
         "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
     }
@@ -300,3 +305,12 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _unseen_branches(program: Program) -> list[str]:
+    return [
+        f"the model compares {d.name} with {size}: beyond that size it may branch otherwise, which was NOT checked"
+        for d in program.dims
+        for size in d.branches
+        if size > _LONGEST_BRANCH and (d.max is None or size < d.max)
+    ]

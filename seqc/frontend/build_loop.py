@@ -61,6 +61,9 @@ class _Builder:
             steps = self.strided(
                 self.now(read.x), read.dim, min(read.start, last), max(read.start, last) + 1, abs(read.stride)
             )
+        elif read.width == read.stride:
+            whole = self.strided(self.now(read.x), read.dim, read.start, last + read.width, 1)
+            steps = self.outer(aten.unflatten.int, whole, read.dim, [self.alignment.k, read.width])
         else:
             low = min(read.start, last)
             windows = [
@@ -74,8 +77,7 @@ class _Builder:
 
     def strided(self, x: fx.Node, dim: int, low: int, high: int, stride: int) -> fx.Node:
         size = x.meta["val"].shape[dim]
-        hint = size if isinstance(size, int) else int(size.node.hint)
-        if low == 0 and high == hint and stride == 1:
+        if low == 0 and high == _torch.hint(size) and stride == 1:
             return x
         return self.outer(aten.slice.Tensor, x, dim, low, high, stride)
 

@@ -79,7 +79,7 @@ class ReadByIndex(TorchFunctionMode):
             if isinstance(x.shape[dim], torch.SymInt):
                 length = int(x.shape[dim])
                 pieces = range(0, length, args[1])
-                return tuple(torch.ops.aten.slice.Tensor(x, dim, i, min(i + args[1], length)) for i in pieces)
+                return tuple(torch.ops.aten.slice.Tensor(x, dim, i, i + args[1]) for i in pieces)
         if func is torch.Tensor.__getitem__:
             return func(args[0], _single_steps(*args))
         return func(*args, **kwargs)

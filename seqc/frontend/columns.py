@@ -24,6 +24,7 @@ import torch
 import torch.fx as fx
 from torch.utils import _pytree as pytree
 
+from seqc import _torch
 from seqc.program import source_line
 
 aten = torch.ops.aten
@@ -56,6 +57,15 @@ class Read:
     start: int
     stride: int
     width: int | None = None
+
+    def is_step(self, i: int, node: fx.Node) -> bool:
+        """Whether ``node`` reads step ``i``."""
+        low = self.start + self.stride * i
+        at = node.args[2] if len(node.args) > 2 else None
+        if isinstance(at, int) and at < 0:
+            low -= _size(self.x, self.dim)
+        place = (low,) if self.width is None else (low, low + self.width)
+        return node.args[:2] == (self.x, self.dim) and node.args[2:] == place
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +130,20 @@ class Alignment:
     def member_nodes(self) -> set[fx.Node]:
         return {m for c in self.columns if isinstance(c, Op) for m in c.members if m is not None}
 
+    def complete(self) -> None:
+        """Find the nodes that columns lack: what a last step computes only for the code behind the loop."""
+        for column in walk(*self.columns, through_carries=True):
+            if not isinstance(column, Op):
+                continue
+            for i in (i for i, m in enumerate(column.members) if m is None):
+                users = (u for a in column.args for source in _at_step(a, i) for u in source.users)
+                for user in (u for u in users if u.target is column.template.target):
+                    try:
+                        self._fill(column, i, user)
+                        break
+                    except MisalignedError:
+                        continue
+
     def align(self, members: Iterable[fx.Node | None]) -> Column:
         """Explain a column. Raises MisalignedError naming what differs and the source line."""
         members = tuple(members)
@@ -175,21 +199,15 @@ class Alignment:
 
     def _computes(self, column: Any, i: int, value: Any, found: list[tuple[Carry | Op, fx.Node]]) -> bool:
         """Whether ``value`` is step ``i`` of the column; ``found`` collects the members that were missing."""
-        if isinstance(column, Index):
-            return bool(value == column.start + column.stride * i)
         if not isinstance(column, (Invariant, Read, Result, Carry, Op)):
-            return bool(column == value)
+            number = _whole_chunk(value) if isinstance(value, fx.Node) else value
+            return bool(number == (column.start + column.stride * i if isinstance(column, Index) else column))
         if not isinstance(value, fx.Node) or isinstance(column, Result):
             return False
         if isinstance(column, Invariant):
             return column.node is value
         if isinstance(column, Read):
-            low = column.start + column.stride * i
-            at = value.args[2] if len(value.args) > 2 else None
-            if isinstance(at, int) and at < 0:
-                low -= _size(column.x, column.dim)
-            place = (low,) if column.width is None else (low, low + column.width)
-            return value.args[:2] == (column.x, column.dim) and value.args[2:] == place
+            return column.is_step(i, value)
         if column.members[i] is not None:
             return column.members[i] is value
         found.append((column, value))
@@ -285,6 +303,9 @@ class Alignment:
         if not present:
             return None
         if all(isinstance(v, fx.Node) for v in present):
+            numbers = tuple(None if v is None else _whole_chunk(v) for v in values)
+            if len(set(present)) > 1 and all((v is None) == (n is None) for v, n in zip(values, numbers, strict=True)):
+                return self._argument(numbers, where)
             return self.align(values)
         if all(type(v) is type(present[0]) and v == present[0] for v in present):
             return present[0]
@@ -296,8 +317,23 @@ class Alignment:
 
 
 def _shape(node: fx.Node) -> Any:
+    """The traced sizes: a chunk x[:, 4:8] has a size of 4 here, however its bounds depend on the length in general."""
     value = node.meta.get("val")
-    return [str(s) for s in value.shape] if isinstance(value, torch.Tensor) else None
+    return [_torch.hint(s) for s in value.shape] if isinstance(value, torch.Tensor) else None
+
+
+def _at_step(column: Any, i: int) -> list[fx.Node]:
+    """The nodes that are step ``i`` of a column that differs from step to step."""
+    if isinstance(column, Read):
+        return [u for u in column.x.users if column.is_step(i, u)]
+    member = column.members[i] if isinstance(column, (Op, Carry)) else None
+    return [] if member is None else [member]
+
+
+def _whole_chunk(node: fx.Node) -> int | None:
+    """The number behind a size such as ``min(8, length) - 4`` in a step whose chunk lies within the length."""
+    value = node.meta.get("val")
+    return _torch.unclamped(value) if isinstance(value, torch.SymInt) else None
 
 
 def _odd_one(members: Members) -> int | None:
@@ -382,7 +418,7 @@ def _read(members: Members) -> Read | None:
 def _size(x: fx.Node, dim: int) -> int:
     """The size at which ``x`` was traced."""
     size = x.meta["val"].shape[dim]
-    return size if isinstance(size, int) else int(size.node.hint)
+    return _torch.hint(size)
 
 
 def _check_bounds(column: Column | None, k: int, backward: bool) -> None:

@@ -19,6 +19,7 @@ from torch.utils._sympy.functions import FloorDiv
 from seqc import _torch
 from seqc.errors import UnsupportedModelError
 from seqc.frontend.capture import Capture
+from seqc.frontend.lengths import chunk_widths, looped_dims
 from seqc.ops.recurrence import propagate
 from seqc.program import Program, provenance
 from seqc.rewrite import sort_topologically
@@ -87,7 +88,10 @@ class _Solver:
         sizes_a = {d.symbol: a.sizes[d.name] for d in a.program.dims}
         sizes_b = {d.symbol: b.sizes[d.name] for d in a.program.dims}
         logged = [s.expr for s in a.log if not isinstance(s.value, bool)]
-        exprs = dict.fromkeys([*sizes_a, *(e for e in logged if isinstance(e, sympy.Expr))])
+        symbols = [d.symbol for d in a.program.dims if d.name in looped_dims(a)]
+        # Whole chunks of w steps before a last one that may be ragged: ceil(s / w) - 1.
+        chunks = [FloorDiv(s - 1, w) for s in symbols for w in chunk_widths(a)]
+        exprs = dict.fromkeys([*sizes_a, *(e for e in logged if isinstance(e, sympy.Expr)), *chunks])
         self.candidates = [(e, _value(e, sizes_a), _value(e, sizes_b)) for e in exprs if e.free_symbols <= set(sizes_a)]
         self.candidates = [c for c in self.candidates if c[1] != c[2]]
         self.nodes: dict[Any, fx.Node] = {}

@@ -4,6 +4,7 @@
     copy(dst, src), clone(x), detach(x), alias(x) ->  src, x, x, x
     unbind(x, d)[i]                               ->  select(x, d, i)
     split(x, c, d)[i]       (d of symbolic size)  ->  slice(x, d, c*i, c*i + c)
+    slice(x, d, a, min(n, size of d)) -> slice(x, d, a, n)
     slice(x, d, i, i + 1)   (d of symbolic size)  ->  unsqueeze(select(x, d, i), d)
     select(select_scatter(x, v, d, i), d, i)      ->  v             (while the buffer is being filled)
     select_scatter chain that fills d             ->  stack([v...], d)
@@ -23,6 +24,7 @@ import torch.fx as fx
 from torch.utils import _pytree as pytree
 
 from seqc import _torch
+from seqc.frontend.lengths import unclamped
 from seqc.ops.recurrence import propagate
 from seqc.program import Program
 from seqc.rewrite import copy_meta, remove_dead_code
@@ -163,6 +165,8 @@ def _simplify_slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     x, dim, start, end, step = (*node.args, *(None,) * 4)[:5] if len(node.args) < 5 else node.args[:5]
     dim = dim or 0
     step = 1 if step is None else step
+    if isinstance(end, fx.Node) and _is_clamped_to(end, _val(x).shape[dim]):
+        return insert(graph, node, node, aten.slice.Tensor, (x, dim, start, unclamped(end), *node.args[4:]))
     if step != 1:
         return None
     if start in (None, 0) and (end is None or (isinstance(end, int) and end == INT_MAX)):
@@ -173,6 +177,13 @@ def _simplify_slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         read = insert(graph, node, node, aten.select.int, (x, dim, start))
         return insert(graph, node, node, aten.unsqueeze.default, (read, dim))
     return None
+
+
+def _is_clamped_to(bound: fx.Node, size: Any) -> bool:
+    """Whether ``bound`` is ``min(n, size)``."""
+    return bound.target is torch.sym_min and {type(a) for a in bound.args} == {int, fx.Node} and any(
+        isinstance(a, fx.Node) and _torch.size_expr(a.meta["val"]) == _torch.size_expr(size) for a in bound.args
+    )
 
 
 def _is_symbolic(x: Any, dim: Any) -> bool:
@@ -230,7 +241,7 @@ def _collapse_writes(graph: fx.Graph, last: fx.Node) -> None:
         writes.setdefault(node.args[3], node.args[1])
         node = node.args[0]
     size = _val(last).shape[dim]  # type: ignore[index]
-    count = size if isinstance(size, int) else int(size.node.hint)
+    count = _torch.hint(size)
     if len(writes) < 2 or not isinstance(dim, int) or min(writes) < 0 or 2 * len(writes) < count:
         return
     missing = {i: insert(graph, last, last, aten.select.int, (node, dim, i)) for i in range(count) if i not in writes}

@@ -76,10 +76,12 @@ def reroll(program: Program, depends_on_length: Callable[[fx.Node], bool]) -> li
                 )
     replaced: dict[fx.Node, fx.Node] = {}
     for loop in loops:
+        loop.alignment.complete()
         sinks = [(s.node, s.column, s.front, s.back) for s in loop.sinks]
         build(program, loop.alignment, sinks, loop.roots, replaced)
     remove_dead_code(program)
     while (found := _last_value_loop(program, depends_on_length, refusals)) is not None:
+        found.alignment.complete()
         build(program, found.alignment, [], found.roots, {})
         remove_dead_code(program)
     return refusals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,23 +11,17 @@ import torch
 import torch.fx as fx
 from torch import nn
 
-from seqc import _torch
 from seqc.errors import UnsupportedModelError
 from seqc.frontend.capture import Capture, capture
+from seqc.frontend.lengths import looped_dims, pairs_of_sizes, thresholds
 from seqc.frontend.merge import merge
 from seqc.frontend.normalize import normalize
 from seqc.frontend.reroll import reroll
 from seqc.frontend.signature import Signature, bind
 from seqc.frontend.source import traceable
-from seqc.ops.recurrence import propagate
+from seqc.ops.recurrence import is_recurrence, propagate
 from seqc.program import Program
 
-aten = torch.ops.aten
-
-# (first, second) lengths a model with loops is traced at; the next pair is tried where too few steps were seen.
-_LENGTH_PAIRS = ((7, 5), (17, 12))
-_FEWEST_STEPS = 4
-_LONGEST_TRACE = 4096
 
 
 def trace(
@@ -50,27 +45,34 @@ def trace_signature(model: nn.Module, signature: Signature, loops: str = "reroll
     """``trace`` for inputs already bound. ``loops="unroll"`` keeps loops unrolled at the example's length."""
     if loops == "unroll":
         return _unrolled(model, signature)
-    sizes = signature.trace_sizes()
-    first = capture(model, signature, sizes)
-    frozen = _frozen_dims(first)
-    if not frozen:
-        normalize(first.program)
-        return _finished(first.program)
+    first = capture(model, signature, signature.trace_sizes())
+    branches = {d.name: tuple(thresholds(first, d.name)) for d in first.dims}
+    program = _looped(model, signature, first) if looped_dims(first) else first.program
+    program.dims = tuple(dataclasses.replace(d, branches=branches[d.name]) for d in program.dims)
+    normalize(program)
+    return _finished(program)
+
+
+def _looped(model: nn.Module, signature: Signature, first: Capture) -> Program:
+    """The Program of a model with loops: from the first pair of traces that shows a loop, else from one that agrees."""
+    agreed: Program | None = None
     problem: UnsupportedModelError | None = None
-    tried: list[tuple[dict[str, int], dict[str, int]]] = []
-    for long, short in _LENGTH_PAIRS:
-        a, b = _pair_sizes(first, signature, frozen, long, short)
-        if (a, b) in tried or any(a[name] == b[name] for name in frozen):
-            continue
-        tried.append((a, b))
+    for a, b in pairs_of_sizes(first, signature):
         try:
-            # A trace is rewritten in place and serves one attempt; the sizes of two attempts differ.
+            # A trace is rewritten in place and serves one attempt: the sizes of two attempts differ.
             one = first if a == first.sizes else capture(model, signature, a)
-            return _finished(_reroll_pair(one, capture(model, signature, b)))
+            program = _reroll_pair(one, capture(model, signature, b))
         except UnsupportedModelError as error:
             problem = problem or error
+            continue
+        if any(is_recurrence(n) for n in program.graph.nodes):
+            return program
+        agreed = agreed or program
+    if agreed is not None:
+        return agreed
     raise problem or UnsupportedModelError(
-        f"the model loops over {', '.join(frozen)}, whose range leaves no two sizes to trace it at; leave it fixed or widen it"
+        f"the model loops over {', '.join(looped_dims(first))}, whose range leaves no two sizes to trace it at; "
+        "leave it fixed or widen it"
     )
 
 
@@ -97,7 +99,7 @@ def _finished(program: Program) -> Program:
 
 def _unrolled(model: nn.Module, signature: Signature) -> Program:
     first = capture(model, signature, signature.trace_sizes())
-    fixed = _frozen_dims(first)
+    fixed = looped_dims(first)
     axes = {n: {a: d for a, d in axes.items() if d not in fixed} for n, axes in signature.axes.items()}
     sizes = signature.example_sizes()
     static = Signature(
@@ -110,42 +112,6 @@ def _unrolled(model: nn.Module, signature: Signature) -> Program:
             f"loops are kept unrolled: dimension {name!r} is FIXED at {sizes[name]}, other sizes are refused"
         )
     return _finished(captured.program)
-
-
-def _frozen_dims(captured: Capture) -> list[str]:
-    """The dimensions that Python turned into numbers: loops, or arithmetic outside tensors."""
-    symbols = {s for item in captured.log if not isinstance(item.value, bool) for s in item.expr.free_symbols}
-    for node in captured.exported.graph.nodes:
-        # `while t < x.shape[1]` asks for no number: it shows in reads of many fixed places.
-        if node.target is aten.select.int and isinstance(node.args[2], int) and node.args[2] >= _FEWEST_STEPS - 1:
-            symbols |= _torch.size_expr(node.args[0].meta["val"].shape[node.args[1]]).free_symbols
-    return [d.name for d in captured.dims if d.symbol in symbols]
-
-
-def _pair_sizes(
-    first: Capture, signature: Signature, frozen: list[str], long: int, short: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Two sets of sizes at which every number Python evaluated differs and is at least the fewest steps wanted."""
-    a, b = dict(first.sizes), dict(first.sizes)
-    for name in frozen:
-        if first.sizes[name] <= 3:
-            a[name], b[name] = signature.clamp(name, long), signature.clamp(name, short)
-            continue
-        symbol = next(d.symbol for d in first.dims if d.name == name)
-        counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
-        counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= _FEWEST_STEPS]
-        b[name] = _first_size(counts, symbol, signature.clamp(name, short), lambda v, _: v >= _FEWEST_STEPS)
-        seen = {e: int(e.subs(symbol, b[name])) for e in counts}
-        at_least = max(signature.clamp(name, long), b[name] + 1)
-        a[name] = _first_size(counts, symbol, at_least, lambda v, e, seen=seen: v != seen[e] and v >= _FEWEST_STEPS)
-    return a, b
-
-
-def _first_size(counts: list[Any], symbol: Any, start: int, accept: Callable[..., bool]) -> int:
-    for size in range(start, _LONGEST_TRACE):
-        if all(accept(int(e.subs(symbol, size)), e) for e in counts):
-            return size
-    return start
 
 
 def _varying(a: Program, b: Program) -> Callable[[fx.Node], bool]:

@@ -9,17 +9,12 @@ import pytest
 import torch
 
 import seqc
-from seqc.errors import UnsupportedModelError, VerificationError
+from seqc.errors import UnsupportedModelError
 from tests.models.compare import TOLERANCE, relative_error
 from tests.models.zoo import COMPILED, REFUSED, refused
 from tests.models.zoo.base import BATCHES, ZooModel, eager, tensors
 
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7
-GAPS = {
-    "minimax": "a loop over chunks whose last one is ragged",
-    "loop_ragged_chunks": "a loop over chunks whose last one is ragged",
-}
-"""Models that seqc cannot compile yet: they must end in an error, never in a wrong model."""
 SOURCE = Path(refused.__file__).read_text().splitlines()
 
 
@@ -28,7 +23,7 @@ def _example(zoo: ZooModel) -> dict[str, torch.Tensor]:
     return zoo.inputs(EXAMPLE_BATCH, length, 0)
 
 
-@pytest.mark.parametrize("zoo", [z for z in COMPILED if z.name not in GAPS], ids=lambda zoo: zoo.name)
+@pytest.mark.parametrize("zoo", COMPILED, ids=lambda zoo: zoo.name)
 def test_compiled_model_equals_source_at_every_length_and_batch(zoo: ZooModel) -> None:
     compiled = seqc.compile(zoo.build(), _example(zoo), dynamic_shapes=zoo.dynamic_shapes, check=False)
     source = zoo.build()
@@ -39,12 +34,6 @@ def test_compiled_model_equals_source_at_every_length_and_batch(zoo: ZooModel) -
             got = tensors(compiled(*inputs.values()))
             errors[f"length {length}, batch {batch}"] = relative_error(got, eager(source, inputs))
     assert {where: error for where, error in errors.items() if not error <= TOLERANCE} == {}
-
-
-@pytest.mark.parametrize("zoo", [z for z in COMPILED if z.name in GAPS], ids=lambda zoo: zoo.name)
-def test_model_that_is_a_known_gap_is_refused_and_never_wrong(zoo: ZooModel) -> None:
-    with pytest.raises((UnsupportedModelError, VerificationError)):
-        seqc.compile(zoo.build(), zoo.inputs(2, 64, 0), dynamic_shapes=zoo.dynamic_shapes)
 
 
 @pytest.mark.parametrize("zoo", REFUSED, ids=lambda zoo: zoo.name)

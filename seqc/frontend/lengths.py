@@ -1,0 +1,150 @@
+"""At which sizes a model is traced: Python's numbers must differ between two traces, and every loop show several steps.
+
+What a trace reveals of the loops in it: the numbers Python computed from symbolic sizes (trip counts), reads at fixed
+places (steps and chunks), and the comparisons of a size with a number, behind which another chunk or branch may lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._sympy.functions import FloorDiv
+
+from seqc import _torch
+from seqc.frontend.capture import Capture
+from seqc.frontend.signature import Signature
+
+aten = torch.ops.aten
+
+Sizes = dict[str, int]
+
+FEWEST_STEPS = 4
+# (longer, shorter) lengths a model with loops is traced at; the next pair is tried where too few steps were seen.
+LENGTH_PAIRS = ((7, 5), (17, 12))
+_LONGEST_TRACE = 4096
+_WIDEST_CHUNK = 512
+_NARROW_CHUNK = 16
+
+
+def looped_dims(captured: Capture) -> list[str]:
+    """The dimensions that Python turned into numbers: loops, or arithmetic outside tensors."""
+    symbols = {s for item in captured.log if not isinstance(item.value, bool) for s in item.expr.free_symbols}
+    # `while t < x.shape[1]` asks for no number: it shows in reads of many fixed places.
+    for axis, start, _ in _fixed_reads(captured):
+        if start >= FEWEST_STEPS - 1:
+            symbols |= axis.free_symbols
+    return [d.name for d in captured.dims if d.symbol in symbols]
+
+
+def thresholds(captured: Capture, name: str) -> list[int]:
+    """The sizes of dimension ``name`` at which a comparison that Python made comes out otherwise."""
+    symbol = _symbol(captured, name)
+    found = set()
+    for item in captured.log:
+        if isinstance(item.value, bool) and item.expr.free_symbols == {symbol} and isinstance(item.expr, sympy.Rel):
+            roots = sympy.solve(sympy.Eq(item.expr.lhs, item.expr.rhs), symbol) if _is_linear(item.expr, symbol) else []
+            found |= {int(r) for r in roots if r.is_Integer and r > 1}
+    return sorted(found)
+
+
+def chunk_widths(captured: Capture) -> list[int]:
+    """The numbers of steps that the loops may take at a time, as far as the trace tells."""
+    symbols = [_symbol(captured, name) for name in looped_dims(captured)]
+    widths = {w for axis, start, w in _fixed_reads(captured) if axis in symbols and start % w == 0}
+    for name in looped_dims(captured):
+        widths.update(thresholds(captured, name))
+    return sorted(w for w in widths if 1 < w <= _WIDEST_CHUNK)
+
+
+def pairs_of_sizes(first: Capture, signature: Signature) -> Iterator[tuple[Sizes, Sizes]]:
+    """The pairs of sizes to trace a model with loops at, in the order in which to try them.
+
+    A loop over chunks shows only at lengths of several chunks, so narrow chunks are supposed first; wide ones, which
+    need long traces, only after the plain pairs.
+    """
+    widths = chunk_widths(first)
+    narrow = [w for w in widths if w <= _NARROW_CHUNK]
+    plans: list[tuple[int, int, int | None]] = [(*LENGTH_PAIRS[0], narrow[-1])] if narrow else []
+    plans += [(*pair, None) for pair in LENGTH_PAIRS]
+    plans += [(*LENGTH_PAIRS[0], w) for w in widths if w > _NARROW_CHUNK]
+    seen: list[tuple[Sizes, Sizes]] = []
+    looped = looped_dims(first)
+    for long, short, width in plans:
+        pair = _pair(first, signature, looped, long, short, width)
+        if pair not in seen and all(pair[0][name] != pair[1][name] for name in looped):
+            seen.append(pair)
+            yield pair
+
+
+def _pair(
+    first: Capture, signature: Signature, looped: list[str], long: int, short: int, width: int | None
+) -> tuple[Sizes, Sizes]:
+    """Two sets of sizes at which every number Python evaluated differs and is at least the fewest steps wanted.
+
+    ``width`` supposes loops over chunks of that many steps. The last chunk is then a ragged one, of another size in each.
+    """
+    a, b = dict(first.sizes), dict(first.sizes)
+    for name in looped:
+        if first.sizes[name] <= 3:
+            a[name], b[name] = signature.clamp(name, long), signature.clamp(name, short)
+            continue
+        symbol = _symbol(first, name)
+        counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
+        counts += [FloorDiv(symbol + width - 1, width)] if width else []
+        counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= FEWEST_STEPS]
+        b[name] = _first_size(counts, symbol, signature.clamp(name, short), lambda v, _: v >= FEWEST_STEPS, 2)
+        seen = {e: int(e.subs(symbol, b[name])) for e in counts}
+        at_least = max(signature.clamp(name, long), b[name] + 1)
+        a[name] = _first_size(counts, symbol, at_least, lambda v, e, seen=seen: v != seen[e] and v >= FEWEST_STEPS, 4)
+    return a, b
+
+
+def _first_size(counts: list[Any], symbol: Any, start: int, accept: Callable[..., bool], part: int) -> int:
+    """The first accepted size, then 1/``part`` of the way to where a count of chunks changes again."""
+
+    def steps(size: int) -> list[int]:
+        return [int(e.subs(symbol, size)) for e in counts]
+
+    for size in range(start, _LONGEST_TRACE):
+        found = steps(size)
+        if all(accept(v, e) for v, e in zip(found, counts, strict=True)):
+            chunked = [i for i, e in enumerate(counts) if e.has(FloorDiv)]
+            end = size
+            while chunked and all(steps(end)[i] == found[i] for i in chunked) and end < _LONGEST_TRACE:
+                end += 1
+            return size + (end - size) // part
+    return start
+
+
+def _symbol(captured: Capture, name: str) -> sympy.Symbol:
+    return next(d.symbol for d in captured.dims if d.name == name)
+
+
+def _fixed_reads(captured: Capture) -> list[tuple[Any, int, int]]:
+    """(size of the axis, start, width) of every read at a fixed place along an axis of symbolic size."""
+    reads = []
+    for node in captured.exported.graph.nodes:
+        if node.target is aten.select.int and isinstance(node.args[2], int):
+            start, end = node.args[2], node.args[2] + 1
+        elif node.target is aten.slice.Tensor and len(node.args) == 4:
+            start, end = node.args[2], unclamped(node.args[3])
+        else:
+            continue
+        size = node.args[0].meta["val"].shape[node.args[1]]
+        if isinstance(size, torch.SymInt) and type(start) is int and type(end) is int and 0 <= start < end < 2**62:
+            reads.append((_torch.size_expr(size), start, end - start))
+    return reads
+
+
+def unclamped(bound: Any) -> Any:
+    """The number n in ``min(n, size)``, else ``bound``: the ends of slices are clamped to the size anyway."""
+    numbers = [a for a in bound.args if type(a) is int] if getattr(bound, "target", None) is torch.sym_min else []
+    return numbers[0] if len(numbers) == 1 else bound
+
+
+def _is_linear(relation: Any, symbol: sympy.Symbol) -> bool:
+    difference = relation.lhs - relation.rhs
+    return bool(difference.is_polynomial(symbol)) and sympy.degree(difference, symbol) == 1
