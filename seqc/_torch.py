@@ -11,6 +11,7 @@ import logging
 import operator
 import os
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,14 +60,14 @@ _CONVERSIONS = ("/torch/__init__.py", "/torch/fx/experimental/", "/seqc/_torch.p
 
 def _user_line() -> tuple[str, bool]:
     """The innermost line outside torch, and whether no operator of torch lies between."""
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     direct = True
     while frame is not None:
         file = frame.f_code.co_filename
         if "/torch/" not in file and "/sympy/" not in file and not file.endswith("seqc/_torch.py"):
             return f"{file}:{frame.f_lineno}", direct
         direct = direct and any(part in file for part in _CONVERSIONS)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "", False
 
 
@@ -146,7 +147,8 @@ def _shape_rules() -> Iterator[None]:
     def slice_index(size: int | torch.SymInt, index: int | torch.SymInt) -> Any:
         found = original(size, index)
         if found is None and (isinstance(index, int) or index.node.has_hint()):
-            found = torch.sym_max(index + size, 0) if hint(index) < 0 else torch.sym_min(index, size)
+            symbolic: Any = torch
+            found = symbolic.sym_max(index + size, 0) if hint(index) < 0 else symbolic.sym_min(index, size)
         return found
 
     saved = {op: decomposition_table[op] for op in _SHAPE_RULES}

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from seqc import _torch
 from seqc.errors import UnsupportedModelError
-from seqc.frontend.columns import Alignment, Carry, Column, Index, Invariant, Op, Read, Result, walk
+from seqc.frontend.align import Alignment
+from seqc.frontend.columns import Carry, Column, Index, Invariant, Op, Read, Result, walk
 from seqc.frontend.normalize import insert
 from seqc.ops.recurrence import recurrence, recurrence_shapes
 from seqc.program import Program, source_line
@@ -62,7 +63,8 @@ class _Builder:
                 self.now(read.x), read.dim, min(read.start, last), max(read.start, last) + 1, abs(read.stride)
             )
         elif read.width == read.stride:
-            whole = self.strided(self.now(read.x), read.dim, read.start, last + read.width, 1)
+            # Not even where it is all of x in this trace: at another length a ragged chunk may follow.
+            whole = self.outer(aten.slice.Tensor, self.now(read.x), read.dim, read.start, last + read.width)
             steps = self.outer(aten.unflatten.int, whole, read.dim, [self.alignment.k, read.width])
         else:
             low = min(read.start, last)

@@ -6,7 +6,7 @@ places (steps and chunks), and the comparisons of a size with a number, behind w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import sympy
@@ -44,19 +44,19 @@ def thresholds(captured: Capture, name: str) -> list[int]:
     symbol = _symbol(captured, name)
     found = set()
     for item in captured.log:
-        if isinstance(item.value, bool) and item.expr.free_symbols == {symbol} and isinstance(item.expr, sympy.Rel):
+        if isinstance(item.value, bool) and item.direct and item.expr.free_symbols == {symbol}:
             roots = sympy.solve(sympy.Eq(item.expr.lhs, item.expr.rhs), symbol) if _is_linear(item.expr, symbol) else []
             found |= {int(r) for r in roots if r.is_Integer and r > 1}
     return sorted(found)
 
 
 def chunk_widths(captured: Capture) -> list[int]:
-    """The numbers of steps that the loops may take at a time, as far as the trace tells."""
-    symbols = [_symbol(captured, name) for name in looped_dims(captured)]
-    widths = {w for axis, start, w in _fixed_reads(captured) if axis in symbols and start % w == 0}
-    for name in looped_dims(captured):
-        widths.update(thresholds(captured, name))
-    return sorted(w for w in widths if 1 < w <= _WIDEST_CHUNK)
+    """The numbers of steps that the loops may take at a time, as far as the trace tells: the surest first."""
+    looped = looped_dims(captured)
+    symbols = [_symbol(captured, name) for name in looped]
+    read = {w for axis, start, w in _fixed_reads(captured) if axis in symbols and start % w == 0}
+    compared = {w for name in looped for w in thresholds(captured, name)}
+    return [w for w in dict.fromkeys([*sorted(read), *sorted(compared)]) if 1 < w <= _WIDEST_CHUNK]
 
 
 def pairs_of_sizes(first: Capture, signature: Signature) -> Iterator[tuple[Sizes, Sizes]]:
@@ -66,8 +66,7 @@ def pairs_of_sizes(first: Capture, signature: Signature) -> Iterator[tuple[Sizes
     need long traces, only after the plain pairs.
     """
     widths = chunk_widths(first)
-    narrow = [w for w in widths if w <= _NARROW_CHUNK]
-    plans: list[tuple[int, int, int | None]] = [(*LENGTH_PAIRS[0], narrow[-1])] if narrow else []
+    plans: list[tuple[int, int, int | None]] = [(*LENGTH_PAIRS[0], w) for w in widths if w <= _NARROW_CHUNK]
     plans += [(*pair, None) for pair in LENGTH_PAIRS]
     plans += [(*LENGTH_PAIRS[0], w) for w in widths if w > _NARROW_CHUNK]
     seen: list[tuple[Sizes, Sizes]] = []
@@ -84,7 +83,7 @@ def _pair(
 ) -> tuple[Sizes, Sizes]:
     """Two sets of sizes at which every number Python evaluated differs and is at least the fewest steps wanted.
 
-    ``width`` supposes loops over chunks of that many steps. The last chunk is then a ragged one, of another size in each.
+    ``width`` supposes loops over chunks of that many steps. A last chunk is ragged then, and of another size in each.
     """
     a, b = dict(first.sizes), dict(first.sizes)
     for name in looped:
@@ -95,27 +94,24 @@ def _pair(
         counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
         counts += [FloorDiv(symbol + width - 1, width)] if width else []
         counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= FEWEST_STEPS]
-        b[name] = _first_size(counts, symbol, signature.clamp(name, short), lambda v, _: v >= FEWEST_STEPS, 2)
-        seen = {e: int(e.subs(symbol, b[name])) for e in counts}
-        at_least = max(signature.clamp(name, long), b[name] + 1)
-        a[name] = _first_size(counts, symbol, at_least, lambda v, e, seen=seen: v != seen[e] and v >= FEWEST_STEPS, 4)
+        b[name] = _size(counts, symbol, signature.clamp(name, short), None)
+        a[name] = _size(counts, symbol, max(signature.clamp(name, long), b[name] + 1), b[name])
     return a, b
 
 
-def _first_size(counts: list[Any], symbol: Any, start: int, accept: Callable[..., bool], part: int) -> int:
-    """The first accepted size, then 1/``part`` of the way to where a count of chunks changes again."""
-
-    def steps(size: int) -> list[int]:
-        return [int(e.subs(symbol, size)) for e in counts]
-
+def _size(counts: list[Any], symbol: Any, start: int, other: int | None) -> int:
+    """The first size from ``start`` with steps enough, other counts than at ``other``, and other ragged ends."""
+    chunks = {int(c.args[1]) for e in counts for c in e.atoms(FloorDiv) if c.args[1].is_Integer}
     for size in range(start, _LONGEST_TRACE):
-        found = steps(size)
-        if all(accept(v, e) for v, e in zip(found, counts, strict=True)):
-            chunked = [i for i, e in enumerate(counts) if e.has(FloorDiv)]
-            end = size
-            while chunked and all(steps(end)[i] == found[i] for i in chunked) and end < _LONGEST_TRACE:
-                end += 1
-            return size + (end - size) // part
+        steps = [int(e.subs(symbol, size)) for e in counts]
+        if (
+            min(steps, default=FEWEST_STEPS) >= FEWEST_STEPS
+            # Ragged chunks of two have one step, always: there one trace has a whole one, so that a difference shows.
+            and all(size % w or w == 2 for w in chunks)
+            and (other is None or all(size % w != other % w for w in chunks))
+            and (other is None or all(n != int(e.subs(symbol, other)) for e, n in zip(counts, steps, strict=True)))
+        ):
+            return size
     return start
 
 
@@ -146,5 +142,7 @@ def unclamped(bound: Any) -> Any:
 
 
 def _is_linear(relation: Any, symbol: sympy.Symbol) -> bool:
+    if not isinstance(relation, sympy.Rel):
+        return False
     difference = relation.lhs - relation.rhs
     return bool(difference.is_polynomial(symbol)) and sympy.degree(difference, symbol) == 1

@@ -121,7 +121,7 @@ class _Solver:
                 return a * expr + (x - a * u)
         for m in range(2, 9):
             for expr, u, v in self.candidates:
-                for b in range(-m, m):
+                for b in (m - 1, 0, *range(-m, m)):  # first the usual ceil and floor
                     if (u + b) // m == x and (v + b) // m == y:
                         return FloorDiv(expr + b, m)
         return None

@@ -8,6 +8,7 @@
     slice(x, d, i, i + 1)   (d of symbolic size)  ->  unsqueeze(select(x, d, i), d)
     select(select_scatter(x, v, d, i), d, i)      ->  v             (while the buffer is being filled)
     select_scatter chain that fills d             ->  stack([v...], d)
+    slice_scatter chain that fills d              ->  cat([v...], d)
     cat([cat([a, b], d), c], d)                   ->  cat([a, b, c], d)
     cat([unsqueeze(a, d), ...], d)                ->  stack([a, ...], d)
 
@@ -82,6 +83,8 @@ def normalize(program: Program) -> None:
     for node in list(graph.nodes):
         if node.target is aten.select_scatter.default and not _is_extended(node):
             _collapse_writes(graph, node)
+        if node.target is aten.slice_scatter.default:
+            _collapse_chunks(graph, node)
     remove_dead_code(program)
     for node in list(graph.nodes):
         if node.target is aten.cat.default:
@@ -162,6 +165,8 @@ def _expand_like(graph: fx.Graph, node: fx.Node, value: Any, dst: Any) -> fx.Nod
 
 
 def _simplify_slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    x: Any
+    dim: Any
     x, dim, start, end, step = (*node.args, *(None,) * 4)[:5] if len(node.args) < 5 else node.args[:5]
     dim = dim or 0
     step = 1 if step is None else step
@@ -170,9 +175,9 @@ def _simplify_slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if step != 1:
         return None
     if start in (None, 0) and (end is None or (isinstance(end, int) and end == INT_MAX)):
-        return x  # type: ignore[return-value]
+        return x  # type: ignore[no-any-return]
     if _same_shape(node, x) and start in (None, 0):
-        return x  # type: ignore[return-value]
+        return x  # type: ignore[no-any-return]
     if isinstance(start, int) and isinstance(end, int) and end == start + 1 and start >= 0 and _is_symbolic(x, dim):
         read = insert(graph, node, node, aten.select.int, (x, dim, start))
         return insert(graph, node, node, aten.unsqueeze.default, (read, dim))
@@ -181,8 +186,12 @@ def _simplify_slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _is_clamped_to(bound: fx.Node, size: Any) -> bool:
     """Whether ``bound`` is ``min(n, size)``."""
-    return bound.target is torch.sym_min and {type(a) for a in bound.args} == {int, fx.Node} and any(
-        isinstance(a, fx.Node) and _torch.size_expr(a.meta["val"]) == _torch.size_expr(size) for a in bound.args
+    return (
+        bound.target is torch.sym_min
+        and {type(a) for a in bound.args} == {int, fx.Node}
+        and any(
+            isinstance(a, fx.Node) and _torch.size_expr(a.meta["val"]) == _torch.size_expr(size) for a in bound.args
+        )
     )
 
 
@@ -248,6 +257,24 @@ def _collapse_writes(graph: fx.Graph, last: fx.Node) -> None:
     entries = [writes.get(i, missing.get(i)) for i in range(count)]
     stack = insert(graph, last, last, aten.stack.default, (entries, dim))
     last.replace_all_uses_with(stack)
+
+
+def _collapse_chunks(graph: fx.Graph, last: fx.Node) -> None:
+    """Writes of chunks ``buffer[..., i:i+w] = v`` one behind the other, from the first place to the last, are a cat."""
+    dim: Any = last.args[2]
+    node: Any = last
+    written: list[tuple[int, int, Any]] = []
+    while node.target is aten.slice_scatter.default and len(node.args) == 5 and node.args[2] == dim:
+        start, end = node.args[3], unclamped(node.args[4])
+        if type(start) is not int or type(end) is not int or (node is not last and len(node.users) > 1):
+            return
+        written.insert(0, (start, end, node.args[1]))
+        node = node.args[0]
+    width = written[0][1] if written else 0
+    places = [(i * width, (i + 1) * width) for i in range(len(written))]
+    covers = places[-1][1] >= _torch.hint(_val(last).shape[dim]) if written else False
+    if len(written) >= 2 and covers and [w[:2] for w in written] == places:
+        last.replace_all_uses_with(insert(graph, last, last, aten.cat.default, ([w[2] for w in written], dim)))
 
 
 def _flatten_cat(node: fx.Node) -> None:

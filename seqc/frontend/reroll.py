@@ -2,7 +2,7 @@
 
 A loop shows in three ways: a ``stack`` or ``cat`` whose number of entries depends on the length (a list of results; writes
 into a buffer were brought to this form by ``normalize``), and, for a loop of which only the last value is used, reads
-``x[:, 0], x[:, 1], ...`` whose number depends on the length. From there the copies are aligned (``columns``) and the
+``x[:, 0], x[:, 1], ...`` whose number depends on the length. From there the copies are aligned (``align``) and the
 recurrence is built (``build_loop``).
 """
 
@@ -15,19 +15,9 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from seqc.frontend.align import Alignment, DirectionError, MisalignedError
 from seqc.frontend.build_loop import build
-from seqc.frontend.columns import (
-    Alignment,
-    Carry,
-    Column,
-    DirectionError,
-    Index,
-    Invariant,
-    MisalignedError,
-    Read,
-    Result,
-    walk,
-)
+from seqc.frontend.columns import Carry, Column, Index, Invariant, Read, Result, step_of, walk
 from seqc.program import Program, flat_args, source_line
 from seqc.rewrite import remove_dead_code
 
@@ -176,11 +166,12 @@ def _check_order(alignment: Alignment, column: Column) -> None:
 def _last_value_loop(
     program: Program, depends_on_length: Callable[[fx.Node], bool], refusals: list[str]
 ) -> Loop | None:
-    """A loop of which only the last value is used: grown forward from its reads x[0], x[1], ..."""
-    families: dict[tuple[Any, Any], dict[int, fx.Node]] = {}
+    """A loop of which only the last value is used: grown forward from its reads of steps, or of whole chunks."""
+    families: dict[tuple[Any, ...], dict[int, fx.Node]] = {}
     for node in program.graph.nodes:
-        if node.target is aten.select.int and type(node.args[2]) is int and depends_on_length(node):
-            families.setdefault(node.args[:2], {})[node.args[2]] = node
+        place = step_of(node)
+        if place is not None and depends_on_length(node):
+            families.setdefault((*node.args[:2], place[1]), {})[place[0]] = node
     for reads in families.values():
         ordered = [reads[i] for i in sorted(reads)]
         for members in (ordered, ordered[::-1]):

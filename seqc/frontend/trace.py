@@ -23,7 +23,6 @@ from seqc.ops.recurrence import is_recurrence, propagate
 from seqc.program import Program
 
 
-
 def trace(
     model: nn.Module | torch.export.ExportedProgram,
     example_inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
@@ -57,6 +56,7 @@ def _looped(model: nn.Module, signature: Signature, first: Capture) -> Program:
     """The Program of a model with loops: from the first pair of traces that shows a loop, else from one that agrees."""
     agreed: Program | None = None
     problem: UnsupportedModelError | None = None
+    longest: dict[str, int] = {}
     for a, b in pairs_of_sizes(first, signature):
         try:
             # A trace is rewritten in place and serves one attempt: the sizes of two attempts differ.
@@ -64,10 +64,12 @@ def _looped(model: nn.Module, signature: Signature, first: Capture) -> Program:
             program = _reroll_pair(one, capture(model, signature, b))
         except UnsupportedModelError as error:
             problem = problem or error
+            agreed = None if any(a[d] > longest.get(d, 0) for d in a) else agreed
             continue
         if any(is_recurrence(n) for n in program.graph.nodes):
             return program
-        agreed = agreed or program
+        if agreed is None:
+            agreed, longest = program, a
     if agreed is not None:
         return agreed
     raise problem or UnsupportedModelError(

@@ -367,6 +367,71 @@ class RaggedChunks(_Loop):
         return torch.cat(out, dim=1)
 
 
+class _Chunks(_Loop):
+    """A state per chunk; each spelling below cuts the sequence into chunks in its own way."""
+
+    def chunk(self, part: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return part.cumsum(dim=1) + h.unsqueeze(1), torch.tanh(0.5 * self.u(h) + part.mean(dim=1))
+
+
+class SplitChunks(_Chunks):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h, out = self.start(x), []
+        for part in self.w(x).split(CHUNK, dim=1):
+            y, h = self.chunk(part, h)
+            out.append(y)
+        return torch.cat(out, dim=1), h
+
+
+class WideChunks(_Chunks):
+    """Wider than the example is long."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v, h, out = self.w(x), self.start(x), []
+        for start in range(0, x.shape[1], 24):
+            y, h = self.chunk(v[:, start : start + 24], h)
+            out.append(y)
+        return torch.cat(out, dim=1)
+
+
+class WhileChunks(_Chunks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v, h, out, start = self.w(x), self.start(x), [], 0
+        while start < x.shape[1]:
+            y, h = self.chunk(v[:, start : start + 3], h)
+            out.append(y)
+            start += 3
+        return torch.cat(out, dim=1)
+
+
+class ChunkWrites(_Chunks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v, h = self.w(x), self.start(x)
+        out = torch.empty_like(v)
+        for start in range(0, x.shape[1], CHUNK):
+            out[:, start : start + CHUNK], h = self.chunk(v[:, start : start + CHUNK], h)
+        return out
+
+
+class LastChunkState(_Chunks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v, h = self.w(x), self.start(x)
+        for start in range(0, x.shape[1], 8):
+            _, h = self.chunk(v[:, start : start + 8], h)
+        return h
+
+
+class WholeChunksOnly(_Chunks):
+    """length // 4 chunks; what is left over passes through."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v, h, out, count = self.w(x), self.start(x), [], x.shape[1] // CHUNK
+        for i in range(count):
+            y, h = self.chunk(v[:, CHUNK * i : CHUNK * (i + 1)], h)
+            out.append(y)
+        return torch.cat([*out, v[:, CHUNK * count :]], dim=1)
+
+
 class InnerConstant(_Loop):
     """Three fixed-point iterations within every time step."""
 
@@ -486,6 +551,12 @@ MODELS = (
     _spelling("previous_input", PreviousInput, "reads x[t-1]"),
     _spelling("padded_chunks", PaddedChunks, "pad, reshape, ceil(L/4) steps"),
     _spelling("ragged_chunks", RaggedChunks, "range(0, L, 4), last chunk ragged"),
+    _spelling("split_chunks", SplitChunks, "split(4), last chunk ragged, state returned"),
+    _spelling("wide_chunks", WideChunks, "chunks of 24"),
+    _spelling("while_chunks", WhileChunks, "while, chunks of 3"),
+    _spelling("chunk_writes", ChunkWrites, "out[:, i:i+4] = ..."),
+    _spelling("last_chunk_state", LastChunkState, "only the last state of chunks of 8"),
+    _spelling("whole_chunks_only", WholeChunksOnly, "L // 4 chunks and a rest"),
     _spelling("inner_constant", InnerConstant, "3 inner iterations"),
     _spelling("no_reads", NoReads, "h = f(h), L times"),
     _spelling("while", While),
