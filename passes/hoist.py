@@ -15,7 +15,7 @@ from seqc.batch import Value, is_projection, over_time
 from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
 from seqc.passes.loop_cleanup import clean, delay
-from seqc.program import Program, flat_args
+from seqc.program import Program, flat_args, source_line
 from seqc.rewrite import remove_dead_code
 from seqc.verify import same_shape
 
@@ -60,20 +60,22 @@ class Hoist:
         changes = 0
         for gm in reversed(list(program.graph_modules())):
             for node in [n for n in gm.graph.nodes if is_recurrence(n)]:
-                changes += self._loop(gm, node, mode)
+                changes += self._loop(gm, node, mode, program.reasons)
         if changes:
             remove_dead_code(program)
         return changes
 
-    def _loop(self, gm: fx.GraphModule, node: fx.Node, mode: Any) -> int:
+    def _loop(self, gm: fx.GraphModule, node: fx.Node, mode: Any, reasons: list[str]) -> int:
         loop = Loop(gm, node, mode)
         total = clean(loop)
         sources: dict[fx.Node, Sources] = {}
         while True:
-            moved = _Mover(loop, self.max_growth, sources).before() + delay(loop)
+            mover = _Mover(loop, self.max_growth, sources)
+            moved = mover.before() + delay(loop)
             if not moved:
                 break
             total += moved + clean(loop)
+        reasons += mover.kept
         moved = _Mover(loop, self.max_growth, sources).behind()
         if moved:
             total += moved + clean(loop)
@@ -92,6 +94,8 @@ class _Mover:
         self.outside: dict[fx.Node, Value] = {inner: Value(outer, True) for outer, inner in loop.xs}
         self.outside |= {inner: Value(outer, False) for outer, inner in loop.invariants}
         self.sizes: dict[fx.Node, fx.Node | int] = {}
+        self.kept: list[str] = []
+        """Why operations that do not read the carry stay in the loop."""
         loop.sync()
 
     def before(self) -> int:
@@ -107,17 +111,24 @@ class _Mover:
                 args = [a for a in _tensor_args(node) if self.outside[a].batched]
                 sources: Sources = frozenset().union(*(roots[a] for a in args))
                 projects = self._projects(node)
-                small = _bytes([node]) <= self.max_growth * sum(size for _, size in sources)
+                crossing = sum(size for _, size in sources)
+                small = _bytes([node]) <= self.max_growth * crossing
                 if args and not (projects or small or node in ys):
+                    growth = _bytes([node]) / max(crossing, 1)
+                    self._keep(node, f"for all steps at once it takes {growth:.0f} times the memory of what it reads")
                     continue
                 value = self._write(node)
                 if value is None:
+                    self._keep(node, "there is no rule to compute it for all steps at once")
                     continue
                 self.outside[node] = value
                 roots[node] = _source(value.node, node) if projects else sources
                 self.sources[value.node] = roots[node]
                 moved.append(node)
         return self._replace(moved)
+
+    def _keep(self, node: fx.Node, why: str) -> None:
+        self.kept.append(f"{node.target} at {source_line(node) or '?'} stays in the loop: {why}")
 
     def behind(self) -> int:
         """(c)."""

@@ -289,7 +289,7 @@ def _manifest(
         "outputs": ports(program.outputs),
         "states": [],
         "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
-        "passes": [{"name": r.name, "changes": r.changes, "reasons": []} for r in records],
+        "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
         "tolerances": {p.name: tolerance for p in program.outputs},
         "notes": [*program.notes, *_unseen_branches(program)],
         "engines": [],

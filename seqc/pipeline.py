@@ -17,13 +17,14 @@ Progress = Callable[[str, int, float], None]
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What a pass did: honest change count, nodes before and after, seconds."""
+    """What a pass did: honest change count, nodes before and after, seconds, and its reasons in its own words."""
 
     name: str
     changes: int
     nodes_before: int
     nodes_after: int
     seconds: float
+    reasons: tuple[str, ...] = ()
 
 
 def run_passes(program: Program, passes: Iterable[Pass], progress: Progress | None = None) -> list[PassRecord]:
@@ -31,6 +32,7 @@ def run_passes(program: Program, passes: Iterable[Pass], progress: Progress | No
     records = []
     for step in passes:
         before, start = program.node_count(), time.perf_counter()
+        program.reasons.clear()
         try:
             changes = step(program)
             verify(program)
@@ -38,7 +40,9 @@ def run_passes(program: Program, passes: Iterable[Pass], progress: Progress | No
             raise
         except Exception as error:
             raise VerificationError(f"pass {step.name!r} failed: {type(error).__name__}: {error}") from error
-        record = PassRecord(step.name, changes, before, program.node_count(), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        reasons = tuple(dict.fromkeys(program.reasons))
+        record = PassRecord(step.name, changes, before, program.node_count(), seconds, reasons)
         records.append(record)
         if progress is not None:
             progress(step.name, record.nodes_after, record.seconds)

@@ -59,6 +59,8 @@ class Program:
     """How the flat outputs fold back into what the source model returns."""
     notes: list[str] = field(default_factory=list)
     """What the user should be told: outputs dropped, loops kept unrolled, and the like."""
+    reasons: list[str] = field(default_factory=list)
+    """Why the running pass did, or did not do, something, with the source line; ``run_passes`` takes them over."""
 
     @property
     def graph(self) -> fx.Graph:

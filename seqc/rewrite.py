@@ -16,7 +16,7 @@ class Pass(Protocol):
 
     ``tolerance`` is 0.0 for a pass whose result is bitwise equal, else the largest relative change it may cause, which its
     docstring justifies. Calling it edits the Program in place and returns the number of changes made; the Program is valid
-    before and after.
+    before and after. What it recognised or refused, and why, it appends to ``program.reasons``.
     """
 
     name: ClassVar[str]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from seqc.ops.recurrence import is_recurrence
 from seqc.passes.hoist import Hoist
+from seqc.pipeline import run_passes
 from seqc.program import Program
 from seqc.text import text
 from seqc.verify import verify
@@ -146,6 +147,15 @@ def test_outer_products_that_blow_up_memory_stay_in_the_body() -> None:
     assert all(
         x.meta["val"].dim() <= 4 and x.meta["val"].shape[-1] * x.meta["val"].shape[-2] != 512 for x in loop.args[3]
     )
+
+
+def test_what_stays_although_it_does_not_read_the_carry_has_a_reason() -> None:
+    program = selective_loop()
+    (record,) = run_passes(program, [Hoist()])
+    assert record.changes > 0
+    assert any("stays in the loop: for all steps at once it takes" in reason for reason in record.reasons)
+    (again,) = run_passes(program, [Hoist(max_growth=100.0)])
+    assert again.reasons == (), "nothing is left to explain, and the reasons of the pass before are not told twice"
 
 
 def test_max_growth_moves_the_bound() -> None:
