@@ -80,9 +80,21 @@ class ReadByIndex(TorchFunctionMode):
                 length = int(x.shape[dim])
                 pieces = range(0, length, args[1])
                 return tuple(torch.ops.aten.slice.Tensor(x, dim, i, i + args[1]) for i in pieces)
+        if func in (torch.tensor_split, torch.Tensor.tensor_split) and len(args) > 1 and isinstance(args[1], int):
+            x, dim = _arguments((args[0], *args[2:]), kwargs, "dim", 0)
+            if isinstance(x.shape[dim], torch.SymInt):
+                return _even_pieces(x, args[1], dim)
         if func is torch.Tensor.__getitem__:
             return func(args[0], _single_steps(*args))
         return func(*args, **kwargs)
+
+
+def _even_pieces(x: torch.Tensor, count: int, dim: int) -> tuple[torch.Tensor, ...]:
+    """tensor_split: the first ``length % count`` pieces are longer by one, as arithmetic instead of a branch."""
+    symbolic: Any = torch
+    base, rest = x.shape[dim] // count, x.shape[dim] % count
+    ends = [i * base + symbolic.sym_min(i, rest) for i in range(count + 1)]
+    return tuple(torch.ops.aten.slice.Tensor(x, dim, a, b) for a, b in zip(ends, ends[1:], strict=False))
 
 
 def _single_steps(x: torch.Tensor, index: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from seqc import _torch
 from seqc.frontend.capture import Capture
@@ -27,6 +27,7 @@ LENGTH_PAIRS = ((7, 5), (17, 12))
 _LONGEST_TRACE = 4096
 _WIDEST_CHUNK = 512
 _NARROW_CHUNK = 16
+_QUOTIENTS = (FloorDiv, Mod, PythonMod)
 
 
 def looped_dims(captured: Capture) -> list[str]:
@@ -45,6 +46,7 @@ def thresholds(captured: Capture, name: str) -> list[int]:
     found = set()
     for item in captured.log:
         if isinstance(item.value, bool) and item.direct and item.expr.free_symbols == {symbol}:
+            found |= {int(m.args[1]) for m in item.expr.atoms(Mod, PythonMod) if m.args[1].is_Integer}
             roots = sympy.solve(sympy.Eq(item.expr.lhs, item.expr.rhs), symbol) if _is_linear(item.expr, symbol) else []
             found |= {int(r) for r in roots if r.is_Integer and r > 1}
     return sorted(found)
@@ -86,22 +88,21 @@ def _pair(
     ``width`` supposes loops over chunks of that many steps. A last chunk is ragged then, and of another size in each.
     """
     a, b = dict(first.sizes), dict(first.sizes)
-    for name in looped:
-        if first.sizes[name] <= 3:
-            a[name], b[name] = signature.clamp(name, long), signature.clamp(name, short)
-            continue
+    for i, name in enumerate(looped):
+        # Neither a size nor its change may be that of another dimension: a number is told from which it comes.
+        long, short = long + 4 * i, short + 3 * i
         symbol = _symbol(first, name)
         counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
         counts += [FloorDiv(symbol + width - 1, width)] if width else []
+        chunks = {int(c.args[1]) for e in counts for c in e.atoms(*_QUOTIENTS) if c.args[1].is_Integer}
         counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= FEWEST_STEPS]
-        b[name] = _size(counts, symbol, signature.clamp(name, short), None)
-        a[name] = _size(counts, symbol, max(signature.clamp(name, long), b[name] + 1), b[name])
+        b[name] = _size(counts, chunks, symbol, signature.clamp(name, short), None)
+        a[name] = _size(counts, chunks, symbol, max(signature.clamp(name, long), b[name] + 1), b[name])
     return a, b
 
 
-def _size(counts: list[Any], symbol: Any, start: int, other: int | None) -> int:
+def _size(counts: list[Any], chunks: set[int], symbol: Any, start: int, other: int | None) -> int:
     """The first size from ``start`` with steps enough, other counts than at ``other``, and other ragged ends."""
-    chunks = {int(c.args[1]) for e in counts for c in e.atoms(FloorDiv) if c.args[1].is_Integer}
     for size in range(start, _LONGEST_TRACE):
         steps = [int(e.subs(symbol, size)) for e in counts]
         if (

@@ -112,6 +112,10 @@ class _Solver:
         return self.node_of(expr)
 
     def expression(self, x: int, y: int) -> Any:
+        """The simplest fit: a multiple, then a sum with a number, then both, then a quotient."""
+        for expr, u, v in self.candidates:
+            if u and v and x % u == 0 and x // u == y // v and y % v == 0:
+                return (x // u) * expr
         for expr, u, v in self.candidates:
             if x - y == u - v:
                 return expr + (x - u)

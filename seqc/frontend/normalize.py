@@ -17,6 +17,7 @@ Equal nodes are merged and dead ones dropped. Every rule keeps the value bit for
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from typing import Any
 
@@ -139,8 +140,7 @@ def insert(graph: fx.Graph, before: fx.Node, like: fx.Node, target: Any, args: t
     copy_meta(like, node)
     values = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], args)
     mode = next((v.fake_mode for v in pytree.tree_leaves(values) if hasattr(v, "fake_mode")), None)
-    assert mode is not None
-    with _torch.faking(mode):
+    with _torch.faking(mode) if mode is not None else contextlib.nullcontext():  # sizes need no mode
         node.meta["val"] = target(*values)
     return node
 
@@ -208,11 +208,18 @@ def _piece(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return insert(graph, node, source, aten.select.int, (x, dim, i))
     if source.target is aten.split.Tensor:
         x, size, dim = (*source.args, 0)[:3]
-        if not isinstance(size, int) or not _is_symbolic(x, dim):
+        if not isinstance(size, fx.Node) and not _is_symbolic(x, dim):
             return None
-        piece = insert(graph, node, source, aten.slice.Tensor, (x, dim, size * i, size * (i + 1)))
+        start, end = (_times(graph, node, size, k) for k in (i, i + 1))
+        piece = insert(graph, node, source, aten.slice.Tensor, (x, dim, start, end))
         return _simplify_slice(graph, piece) or piece
     return None
+
+
+def _times(graph: fx.Graph, before: fx.Node, size: Any, k: int) -> Any:
+    if isinstance(size, int):
+        return size * k
+    return insert(graph, before, before, operator.mul, (size, k)) if k > 1 else size if k else 0
 
 
 def _is_extended(node: fx.Node) -> bool:

@@ -49,10 +49,10 @@ def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != name}
 
 
-def _build(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
+def _build(model: str, config: str, seed: int = 0, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        torch.manual_seed(0)
-        return randomised(getattr(transformers, model)(getattr(transformers, config)(**options)))
+        torch.manual_seed(seed)
+        return randomised(getattr(transformers, model)(getattr(transformers, config)(**options)), seed)
 
     return build
 
@@ -170,6 +170,7 @@ RECURRENT = (
         num_local_experts=4,
         num_experts_per_tok=2,
         block_size=4,
+        seed=1,  # with seed 0 two experts tie at one token of 257, to the last bit: no one right choice
         layer_types=["linear_attention", "full_attention"],
     ),
     _causal(
