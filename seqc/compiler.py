@@ -184,7 +184,7 @@ def run_check(
     """The check of the design, also beyond long traced lengths and on both sides of every branch on a size."""
     longest = max((d.traced for d in program.dims), default=1)
     extra = [longest, 2 * longest + 1] if longest > 16 else []
-    for size in (s for d in program.dims for s in d.branches if s <= _LONGEST_BRANCH):
+    for size in (size for d in program.dims for size, _ in d.branches if size <= _LONGEST_BRANCH):
         extra += [size] if size <= longest else [size, size + 1, 2 * size + 1]
     return check(source, compiled, signature, extra, tolerance)
 
@@ -237,10 +237,13 @@ def _fail(
     snapshots.append(("export", lambda inputs: compiled.run({k: to_numpy(v) for k, v in inputs.items()})))
     inputs = case_inputs(signature, case.sizes, case.seed)
     guilty = first_divergence(source, snapshots, inputs, tolerance)
+    lines = dict.fromkeys(line for d in traced.dims for _, line in d.branches)
+    hint = f"; the model branches on a size, which the graph cannot follow, at {', '.join(lines)}" if lines else ""
     try:
         result.raise_if_failed()
     except VerificationError as error:
-        raise VerificationError(f"{error}; the first stage after which it differs is {guilty or 'unknown'}") from None
+        stage = guilty or "unknown"
+        raise VerificationError(f"{error}; the first stage after which it differs is {stage}{hint}") from None
 
 
 def _runner(program: Program) -> Callable[[dict[str, torch.Tensor]], Arrays]:
@@ -309,8 +312,8 @@ def _versions() -> dict[str, str]:
 
 def _unseen_branches(program: Program) -> list[str]:
     return [
-        f"the model compares {d.name} with {size}: beyond that size it may branch otherwise, which was NOT checked"
+        f"the model compares {d.name} with {size} at {line}: beyond it may branch otherwise, which was NOT checked"
         for d in program.dims
-        for size in d.branches
+        for size, line in d.branches
         if size > _LONGEST_BRANCH and (d.max is None or size < d.max)
     ]

@@ -19,7 +19,7 @@ class Dim:
     """A symbolic dimension: its user-visible ``name``, inclusive range, and the symbol that stands for it in shapes.
 
     ``traced`` is the size at which the model was traced; ``max`` is None where the range has no upper end. ``branches``
-    are sizes at which Python in the model took one branch up to there and another beyond: the check compares both sides.
+    are sizes, with the source line, at which Python in the model may branch otherwise: the check compares both sides.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Dim:
     traced: int
     min: int = 1
     max: int | None = None
-    branches: tuple[int, ...] = ()
+    branches: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)

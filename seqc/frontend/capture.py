@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def _even_pieces(x: torch.Tensor, count: int, dim: int) -> tuple[torch.Tensor, .
     symbolic: Any = torch
     base, rest = x.shape[dim] // count, x.shape[dim] % count
     ends = [i * base + symbolic.sym_min(i, rest) for i in range(count + 1)]
-    return tuple(torch.ops.aten.slice.Tensor(x, dim, a, b) for a, b in zip(ends, ends[1:], strict=False))
+    return tuple(torch.ops.aten.slice.Tensor(x, dim, a, b) for a, b in itertools.pairwise(ends))
 
 
 def _single_steps(x: torch.Tensor, index: Any) -> Any:

@@ -40,16 +40,19 @@ def looped_dims(captured: Capture) -> list[str]:
     return [d.name for d in captured.dims if d.symbol in symbols]
 
 
-def thresholds(captured: Capture, name: str) -> list[int]:
-    """The sizes of dimension ``name`` at which a comparison that Python made comes out otherwise."""
+def thresholds(captured: Capture, name: str) -> dict[int, str]:
+    """The sizes of dimension ``name`` at which a comparison that Python made comes out otherwise, with its line."""
     symbol = _symbol(captured, name)
-    found = set()
+    found: dict[int, str] = {}
     for item in captured.log:
         if isinstance(item.value, bool) and item.direct and item.expr.free_symbols == {symbol}:
-            found |= {int(m.args[1]) for m in item.expr.atoms(Mod, PythonMod) if m.args[1].is_Integer}
-            roots = sympy.solve(sympy.Eq(item.expr.lhs, item.expr.rhs), symbol) if _is_linear(item.expr, symbol) else []
-            found |= {int(r) for r in roots if r.is_Integer and r > 1}
-    return sorted(found)
+            sizes = [m.args[1] for m in item.expr.atoms(Mod, PythonMod)]
+            if _is_linear(item.expr, symbol):
+                sizes += sympy.solve(sympy.Eq(item.expr.lhs, item.expr.rhs), symbol)
+            for size in sizes:
+                if size.is_Integer and size > 1:
+                    found.setdefault(int(size), item.line)
+    return dict(sorted(found.items()))
 
 
 def chunk_widths(captured: Capture) -> list[int]:

@@ -45,7 +45,7 @@ def trace_signature(model: nn.Module, signature: Signature, loops: str = "reroll
     if loops == "unroll":
         return _unrolled(model, signature)
     first = capture(model, signature, signature.trace_sizes())
-    branches = {d.name: tuple(thresholds(first, d.name)) for d in first.dims}
+    branches = {d.name: tuple(thresholds(first, d.name).items()) for d in first.dims}
     program = _looped(model, signature, first) if looped_dims(first) else first.program
     program.dims = tuple(dataclasses.replace(d, branches=branches[d.name]) for d in program.dims)
     normalize(program)
