@@ -25,6 +25,7 @@ from seqc.frontend.outputs import keep_tensors
 from seqc.frontend.signature import Signature, bind
 from seqc.frontend.source import traceable
 from seqc.frontend.trace import trace_signature
+from seqc.lowerings.lower import Lower
 from seqc.options import parse_options
 from seqc.passes import BY_NAME, DEFAULT
 from seqc.pipeline import PassRecord, Progress, run_passes
@@ -118,7 +119,8 @@ def compile(
     chosen = parse_options(options)
     goal = get_target(target)
     version = goal.check_opset(opset)
-    steps = _passes(passes, chosen)
+    forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
+    steps = [*_passes(passes, chosen), Lower(goal, forced)]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:

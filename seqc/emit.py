@@ -41,6 +41,11 @@ class Emitter:
         finally:
             self._place, self._origin = saved
 
+    @property
+    def origin(self) -> fx.Node | None:
+        """The node whose provenance is given to what is written."""
+        return self._origin
+
     @contextlib.contextmanager
     def of(self, origin: fx.Node) -> Iterator[None]:
         """Inside, nodes carry the provenance of ``origin``."""
@@ -57,7 +62,10 @@ class Emitter:
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Write ``target(*args, **kwargs)``."""
-        value = self.compute(target, *args, **kwargs)
+        return self.written(target, args, self.compute(target, *args, **kwargs), kwargs)
+
+    def written(self, target: Any, args: tuple[Any, ...], value: Any, kwargs: dict[str, Any] | None = None) -> fx.Node:
+        """Write a call whose fake ``value`` is known."""
         node = self.graph.call_function(target, args, kwargs)
         if self._origin is not None:
             copy_meta(self._origin, node)
@@ -68,6 +76,10 @@ class Emitter:
     def mark(self) -> int:
         """A point in the sequence of written nodes, for :meth:`undo`."""
         return len(self._written)
+
+    def since(self, mark: int) -> list[fx.Node]:
+        """What was written since ``mark``."""
+        return self._written[mark:]
 
     def undo(self, mark: int) -> None:
         """Remove what was written since ``mark``."""

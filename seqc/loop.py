@@ -82,15 +82,31 @@ class Loop:
         return self._feed(inner, outer, self.invariants)
 
     def _feed(self, inner: fx.Node, outer: fx.Node, pairs: list[tuple[fx.Node, fx.Node]]) -> fx.Node:
-        placeholder = next((p for o, p in pairs if o is outer and p is not inner), None)
-        if placeholder is None:
-            first = next(iter(self.body.graph.nodes))
-            with self.body.graph.inserting_before(first):
-                placeholder = self.body.graph.placeholder(f"{inner.name}_in")
-            placeholder.meta["val"] = inner.meta["val"]
-            pairs.append((outer, placeholder))
+        others = [(o, p) for o, p in pairs if p is not inner]
+        placeholder = self._input(outer, others, inner.name, inner.meta["val"])
+        pairs[:] = [*others, *((o, p) for o, p in pairs if p is inner)]
         inner.replace_all_uses_with(placeholder)
         self.reload()
+        return placeholder
+
+    def step_of(self, outer: fx.Node) -> fx.Node:
+        """The body's placeholder for one step of ``outer`` [trip, ...]; a new x where it is none yet."""
+        value = outer.meta["val"]
+        return self._input(outer, self.xs, outer.name, self.emit.compute(lambda: value[0]))
+
+    def invariant_of(self, outer: fx.Node) -> fx.Node:
+        """The body's placeholder for ``outer``, the same in each step."""
+        return self._input(outer, self.invariants, outer.name, outer.meta["val"])
+
+    def _input(self, outer: fx.Node, pairs: list[tuple[fx.Node, fx.Node]], name: str, value: Any) -> fx.Node:
+        for known, placeholder in pairs:
+            if known is outer:
+                return placeholder
+        first = next(iter(self.body.graph.nodes))
+        with self.body.graph.inserting_before(first):
+            placeholder = self.body.graph.placeholder(f"{name}_in")
+        placeholder.meta["val"] = value
+        pairs.append((outer, placeholder))
         return placeholder
 
     def read(self, value: fx.Node) -> fx.Node:

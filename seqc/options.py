@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqc.errors import UsageError
+from seqc.lowerings import FORMS
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ def _tolerance(value: Any) -> float:
     return number
 
 
+def _lowering(op: str) -> Option:
+    names = ("auto", *FORMS[op])
+    return Option(f"lowering.{op}", "auto", " or ".join(names), _choice(*names), f"the form in which {op} is written")
+
+
 OPTIONS: dict[str, Option] = {
     option.name: option
     for option in (
@@ -56,6 +62,7 @@ OPTIONS: dict[str, Option] = {
             "largest error that the check accepts, relative to the scale of each output",
         ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
+        *map(_lowering, FORMS),
     )
 }
 

@@ -12,7 +12,8 @@ from seqc.errors import UsageError
 class Target:
     """What a runtime can execute: the range of ONNX opsets it takes, and the one used where none is asked for.
 
-    ``runs_on`` names the program that loads the artifact; ``dtypes`` the element types (numpy names) it computes with.
+    ``runs_on`` names the program that loads the artifact; ``dtypes`` the element types (numpy names) it computes with;
+    ``domains`` the operator domains it has besides the standard one.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Target:
     opsets: range
     default_opset: int
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "int64", "int32", "bool")
+    domains: tuple[str, ...] = ()
 
     def check_opset(self, asked: int | None) -> int:
         """The opset to emit. Raises UsageError where ``asked`` is outside the range."""
@@ -42,6 +44,14 @@ TARGETS: dict[str, Target] = {
             runs_on="onnxruntime",
             opsets=range(18, 25),
             default_opset=20,
+        ),
+        Target(
+            name="ort-cpu",
+            summary="ONNX Runtime on a CPU, with its own operators where they are faster",
+            runs_on="onnxruntime",
+            opsets=range(18, 25),
+            default_opset=20,
+            domains=("com.microsoft",),
         ),
     )
 }

@@ -194,6 +194,15 @@ def _refusal(error: Exception) -> UnsupportedModelError:
     return UnsupportedModelError(f"tracing failed{where}: {type(error).__name__}: {reason}{hint}")
 
 
+def _merge_constant(node: fx.Node, tensor: torch.Tensor, seen: list[tuple[fx.Node, torch.Tensor]]) -> None:
+    """Read the first of equal constants: ``torch.tensor([...])`` in a loop makes a new one in each step."""
+    for other, value in seen:
+        if value.dtype == tensor.dtype and value.shape == tensor.shape and torch.equal(value, tensor):
+            node.replace_all_uses_with(other)
+            return
+    seen.append((node, tensor))
+
+
 def _program(
     exported: torch.export.ExportedProgram, returned: _Outputs, signature: Signature, sizes: dict[str, int]
 ) -> Program:
@@ -202,6 +211,7 @@ def _program(
     tensors = {**exported.state_dict, **exported.constants}
     by_name = {n.name: n for n in graph_module.graph.nodes if n.op == "placeholder"}
     weights, weight_names, inputs = {}, {}, []
+    constants: list[tuple[fx.Node, torch.Tensor]] = []
     # A weight that the model writes to in place is copied: running the source model later must not change ours.
     written = {o.target for o in graph_signature.output_specs if o.kind is not OutputKind.USER_OUTPUT}
     notes = list(returned.dropped)
@@ -210,6 +220,8 @@ def _program(
         if item.kind is InputKind.USER_INPUT:
             inputs.append(node)
         elif item.target is not None and isinstance(tensors.get(item.target), torch.Tensor):
+            if item.kind is InputKind.CONSTANT_TENSOR:
+                _merge_constant(node, tensors[item.target], constants)
             if node.users:
                 weight = tensors[item.target].detach()
                 weights[node.name] = weight.clone() if item.target in written else weight

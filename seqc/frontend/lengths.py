@@ -78,7 +78,8 @@ def pairs_of_sizes(first: Capture, signature: Signature) -> Iterator[tuple[Sizes
     looped = looped_dims(first)
     for long, short, width in plans:
         pair = _pair(first, signature, looped, long, short, width)
-        if pair not in seen and all(pair[0][name] != pair[1][name] for name in looped):
+        in_range = all(signature.clamp(name, sizes[name]) == sizes[name] for sizes in pair for name in looped)
+        if pair not in seen and in_range and all(pair[0][name] != pair[1][name] for name in looped):
             seen.append(pair)
             yield pair
 
@@ -93,13 +94,15 @@ def _pair(
     a, b = dict(first.sizes), dict(first.sizes)
     for i, name in enumerate(looped):
         # Neither a size nor its change may be that of another dimension: a number is told from which it comes.
-        long, short = long + 4 * i, short + 3 * i
+        long, short = long + 5 * i, short + 4 * i
         symbol = _symbol(first, name)
         counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
         counts += [FloorDiv(symbol + width - 1, width)] if width else []
         chunks = {int(c.args[1]) for e in counts for c in e.atoms(*_QUOTIENTS) if c.args[1].is_Integer}
         counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= FEWEST_STEPS]
-        b[name] = _size(counts, chunks, symbol, signature.clamp(name, short), None)
+        # Room for a longer one: the clamp of the next size, less one.
+        short = signature.clamp(name, signature.clamp(name, short + 1) - 1)
+        b[name] = _size(counts, chunks, symbol, short, None)
         a[name] = _size(counts, chunks, symbol, max(signature.clamp(name, long), b[name] + 1), b[name])
     return a, b
 
@@ -113,6 +116,8 @@ def _size(counts: list[Any], chunks: set[int], symbol: Any, start: int, other: i
             # Ragged chunks of two have one step, always: there one trace has a whole one, so that a difference shows.
             and all(size % w or w == 2 for w in chunks)
             and (other is None or all(size % w != other % w for w in chunks))
+            # Of two even sizes a half is the same rounded down and up.
+            and (other is None or size % 2 or other % 2)
             and (other is None or all(n != int(e.subs(symbol, other)) for e, n in zip(counts, steps, strict=True)))
         ):
             return size

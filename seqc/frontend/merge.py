@@ -8,7 +8,7 @@ tracing. What does not fit is refused: it would be a size frozen at the traced l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -80,6 +80,16 @@ def _require_equal(gm: fx.GraphModule, other: fx.GraphModule, reasons: list[str]
             raise _different(node, twin, reasons)
 
 
+class _Quotient(NamedTuple):
+    """``expr`` divides by ``divisor`` and is ``u`` in the one trace, ``v`` in the other."""
+
+    expr: Any
+    divisor: int
+    u: int
+    v: int
+    usual: bool
+
+
 class _Solver:
     """Finds the expression behind a number that differs between the traces."""
 
@@ -112,23 +122,37 @@ class _Solver:
         return self.node_of(expr)
 
     def expression(self, x: int, y: int) -> Any:
-        """The simplest fit: a multiple, then a sum with a number, then both, then a quotient."""
+        """The simplest fit: a multiple, a sum, a usual quotient, a multiple and a sum, any quotient, an end of steps."""
         for expr, u, v in self.candidates:
             if u and v and x % u == 0 and x // u == y // v and y % v == 0:
                 return (x // u) * expr
         for expr, u, v in self.candidates:
             if x - y == u - v:
                 return expr + (x - u)
+        usual = [q for q in self._quotients() if q.usual]
+        for q in usual:
+            if (q.u, q.v) == (x, y):
+                return q.expr
         for expr, u, v in self.candidates:
-            if (x - y) % (u - v) == 0:
-                a = (x - y) // (u - v)
+            a, rest = divmod(x - y, u - v)
+            # Two points fit any line: a number of chunks may be multiplied by their width only.
+            if rest == 0 and (expr.is_Symbol or a in {int(c.args[1]) for c in expr.atoms(FloorDiv)}):
                 return a * expr + (x - a * u)
+        for q in self._quotients():
+            if (q.u, q.v) == (x, y):
+                return q.expr
+        for q in self._quotients():
+            if x - q.divisor * q.u == y - q.divisor * q.v:
+                return q.divisor * q.expr + (x - q.divisor * q.u)
+        return None
+
+    def _quotients(self) -> Iterator[_Quotient]:
+        """Candidates divided by a small number: rounded down and up, then shifted before they are rounded."""
         for m in range(2, 9):
             for expr, u, v in self.candidates:
-                for b in (m - 1, 0, *range(-m, m)):  # first the usual ceil and floor
-                    if (u + b) // m == x and (v + b) // m == y:
-                        return FloorDiv(expr + b, m)
-        return None
+                for b in (m - 1, 0, *range(-m, m)):
+                    usual = b in (m - 1, 0) and bool(expr.is_Symbol)
+                    yield _Quotient(FloorDiv(expr + b, m), m, (u + b) // m, (v + b) // m, usual)
 
     def node_of(self, expr: Any) -> Any:
         """A graph node that computes ``expr`` from the sizes of the inputs."""

@@ -171,7 +171,8 @@ def test_growth_is_counted_from_what_crossed_the_boundary_at_first() -> None:
         wider = wide[:, :, None, :] * w[:4, None]
         return (h + wider.sum((1, 2)).cos(),)
 
-    result = hoisted(loop_program(step, [torch.randn(2, 3, 6)], [torch.zeros(6)], [torch.randn(8)]), (6,))
+    program = loop_program(step, [torch.randn(2, 3, 6)], [torch.zeros(6)], [torch.randn(8)])
+    result = hoisted(program, (6,), max_growth=4.0)
     assert "aten.sum.dim_IntList" in body_ops(result)
     (loop,) = [n for n in result.graph.nodes if is_recurrence(n)]
     assert max(x.meta["val"].shape[1:].numel() // x.meta["val"].shape[1] for x in loop.args[3]) == 24

@@ -1,0 +1,46 @@
+"""What a lowering is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from seqc.emit import Emitter
+
+aten = torch.ops.aten
+
+
+class Refused(Exception):
+    """Why a lowering does not take a node."""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One way to write a dialect op with operations that targets have.
+
+    ``write(emit, node)`` writes it in front of ``node`` and returns a node for each result; it raises Refused where it
+    would not be right or not run. ``why`` says what the form is. ``domains`` are the
+    ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it.
+    """
+
+    op: str
+    name: str
+    why: str
+    write: Callable[[Emitter, fx.Node], list[fx.Node]]
+    domains: frozenset[str] = frozenset()
+
+
+def trip_of(emit: Emitter, steps: Any) -> Any:
+    """The number of steps of a value [trip, ...], an int or a node."""
+    size = steps.meta["val"].shape[0]
+    return size if isinstance(size, int) else emit(aten.sym_size.int, steps, 0)
+
+
+def size_of(emit: Emitter, node: fx.Node, axis: int) -> Any:
+    """A size of ``node``, an int or a node."""
+    size = node.meta["val"].shape[axis]
+    return size if isinstance(size, int) else emit(aten.sym_size.int, node, axis)

@@ -1,0 +1,80 @@
+"""Lower: dialect ops become what the target has, each in the form that is fastest on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.fx as fx
+
+from seqc.emit import Emitter
+from seqc.errors import UnsupportedOpError
+from seqc.lowerings.base import Lowering, Refused
+from seqc.lowerings.table import LOWERINGS
+from seqc.program import Program, module_path, source_line
+from seqc.rewrite import remove_dead_code
+from seqc.target import Target
+
+
+@dataclass(frozen=True)
+class Lower:
+    """Writes each dialect op in the first form that the target has and that takes it.
+
+    ``forced`` names the form to use instead, by op (``{"linear_attention": "sequential"}``); it is an error where that
+    form does not take a node.
+
+    ``tolerance``: a form may sum in another order than the reference; each stays within the usual float32 error.
+    """
+
+    target: Target
+    forced: dict[str, str] = field(default_factory=dict)
+
+    name: ClassVar[str] = "lower"
+    tolerance: ClassVar[float] = 1e-5
+
+    def __call__(self, program: Program) -> int:
+        changes = 0
+        for gm in program.graph_modules():
+            emit = Emitter(gm, program.fake_mode)
+            for node in list(gm.graph.nodes):
+                if forms := LOWERINGS.get(_op_name(node)):
+                    self._lower(program, emit, node, forms)
+                    changes += 1
+        if changes:
+            remove_dead_code(program)
+        return changes
+
+    def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> None:
+        where = " ".join(p for p in (module_path(node), source_line(node)) if p) or node.name
+        short = forms[0].op.removeprefix("seqc::")
+        forced = self.forced.get(short)
+        refusals = []
+        for form in forms:
+            mark = emit.mark()
+            try:
+                if forced is not None and form.name != forced:
+                    raise Refused(f"{forced} was asked for")
+                if missing := form.domains - set(self.target.domains):
+                    raise Refused(f"target {self.target.name!r} has no {', '.join(sorted(missing))} operators")
+                with emit.before(node):
+                    results = form.write(emit, node)
+            except Refused as reason:
+                emit.undo(mark)
+                refusals.append(f"{form.name}: {reason}")
+                continue
+            for reader in list(node.users):
+                reader.replace_all_uses_with(results[int(reader.args[1])])  # type: ignore[arg-type]
+                node.graph.erase_node(reader)
+            node.graph.erase_node(node)
+            refused = f" ({'; '.join(refusals)})" if refusals else ""
+            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{refused}")
+            return
+        raise UnsupportedOpError(
+            f"{short} at {where} has no form for target {self.target.name!r}: {'; '.join(refusals)}"
+        )
+
+
+def _op_name(node: fx.Node) -> str:
+    target = node.target
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""

@@ -1,0 +1,43 @@
+"""Forms of ``seqc::selective_scan``."""
+
+from __future__ import annotations
+
+import torch
+import torch.fx as fx
+
+from seqc.emit import Emitter
+from seqc.lowerings.base import Lowering, trip_of
+from seqc.write_loop import write_loop
+
+aten = torch.ops.aten
+
+Step = tuple[list[fx.Node], list[fx.Node]]
+
+
+def channels_last(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """A loop over the state as [batch, N, D]: the long axis contiguous, the exponential in the body."""
+    x, dt, a, b, c, state, reverse = node.args
+
+    def step(inner: Emitter, carries: list[fx.Node], xs: list[fx.Node], invariants: list[fx.Node]) -> Step:
+        (h,), (x_t, dt_t, b_t, c_t), (rates,) = carries, xs, invariants
+        decay = inner(aten.exp.default, inner(aten.mul.Tensor, inner(aten.unsqueeze.default, dt_t, 1), rates))
+        rows = inner(aten.unsqueeze.default, x_t, 1)
+        added = inner(aten.mul.Tensor, inner(aten.unsqueeze.default, b_t, 2), rows)
+        following = inner(aten.add.Tensor, inner(aten.mul.Tensor, decay, h), added)
+        y = inner(aten.matmul.default, inner(aten.unsqueeze.default, c_t, 1), following)
+        return [following], [inner(aten.squeeze.dim, y, 1)]
+
+    rates = emit(aten.permute.default, a, [1, 0])
+    first = emit(aten.permute.default, state, [0, 2, 1])
+    final, y = write_loop(emit, step, trip_of(emit, x), [first], [x, dt, b, c], [rates], bool(reverse))  # type: ignore[list-item]
+    return [y, emit(aten.permute.default, final, [0, 2, 1])]
+
+
+LOWERINGS = (
+    Lowering(
+        "seqc::selective_scan",
+        "channels_last",
+        "a loop with the state as [N, D], its long axis contiguous, and the exponentials in the body",
+        channels_last,
+    ),
+)

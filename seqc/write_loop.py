@@ -1,0 +1,57 @@
+"""Writes a ``seqc::recurrence`` whose body is given as a Python function that emits it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.fx as fx
+
+from seqc.emit import Emitter
+from seqc.ops.recurrence import recurrence, recurrence_shapes
+
+Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[Sequence[fx.Node], Sequence[fx.Node]]]
+"""``step(emit, carries, xs, invariants)`` emits one step and returns the next carries and the ys."""
+
+
+def write_loop(
+    emit: Emitter,
+    step: Step,
+    trip: Any,
+    carries: Sequence[fx.Node],
+    xs: Sequence[fx.Node],
+    invariants: Sequence[fx.Node] = (),
+    reverse: bool = False,
+) -> list[fx.Node]:
+    """Write the recurrence where ``emit`` stands; returns the getitem nodes of the final carries, then of the ys.
+
+    ``carries``, ``xs`` [trip, ...] and ``invariants`` are nodes of the graph at hand, ``trip`` an int or a node.
+    """
+    graph = fx.Graph()
+    groups = [
+        [_placeholder(graph, emit, kind, outer, step_of) for outer in group]
+        for kind, group, step_of in (("carry", carries, False), ("x", xs, True), ("invariant", invariants, False))
+    ]
+    output = graph.output(())
+    body = fx.GraphModule({}, graph)
+    inner = Emitter(body, emit.mode)
+    with inner.before(output, origin=emit.origin):
+        following, ys = step(inner, *groups)
+    output.args = ((*following, *ys),)
+    body.recompile()
+    name = next(f"body_{i}" for i in range(10**6) if not hasattr(emit.gm, f"body_{i}"))
+    emit.gm.add_submodule(name, body)
+    attr = emit.graph.get_attr(name)
+    steps = trip.meta["val"] if isinstance(trip, fx.Node) else trip
+    values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
+    val = emit.compute(lambda: recurrence_shapes(body, steps, values[0], values[1], values[2], reverse))
+    node = emit.written(recurrence, (attr, trip, tuple(carries), tuple(xs), tuple(invariants), reverse), val)
+    return [emit(operator.getitem, node, i) for i in range(len(val))]
+
+
+def _placeholder(graph: fx.Graph, emit: Emitter, kind: str, outer: fx.Node, step_of: bool) -> fx.Node:
+    node = graph.placeholder(f"{kind}_{len(graph.nodes)}")
+    value = outer.meta["val"]
+    node.meta["val"] = emit.compute(lambda: value[0]) if step_of else value
+    return node

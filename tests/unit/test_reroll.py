@@ -1,0 +1,191 @@
+"""Which unrolled loops become a recurrence, what it looks like, and what must not be taken for a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import seqc
+from seqc.errors import UnsupportedModelError
+from seqc.ops.recurrence import is_recurrence, parts
+from seqc.program import Program
+from seqc.text import text
+
+SHAPES = {"x": {0: "batch", 1: "sequence"}}
+LENGTHS = (1, 2, 3, 13, 40)
+Function = Callable[[torch.Tensor], Any]
+
+
+class Module(nn.Module):
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+def traced(function: Function) -> Program:
+    return seqc.trace(Module(function), (torch.randn(2, 9, 4),), SHAPES)
+
+
+def loops(program: Program) -> list[torch.fx.Node]:
+    return [n for n in program.graph.nodes if is_recurrence(n)]
+
+
+def start(x: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(x.shape[0], 4)
+
+
+def step(x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(0.5 * h + x)
+
+
+def smallest(x: torch.Tensor) -> torch.Tensor:
+    h, out = start(x), []
+    for t in range(x.shape[1]):
+        h = step(x[:, t], h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def test_the_smallest_loop_after_rerolling() -> None:
+    assert text(traced(smallest), provenance=False) == SMALLEST
+
+
+SMALLEST = """\
+input %x: f32[batch, sequence, 4]
+%0: sym[sequence] = aten.sym_size.int(%x, 1)
+%1: sym[batch] = aten.sym_size.int(%x, 0)
+%2: f32[batch, 4] = aten.zeros([%1, 4])
+%3: f32[sequence, batch, 4] = aten.permute(%x, [1, 0, 2])
+%4: (f32[batch, 4], f32[sequence, batch, 4]) = recurrence(trip=%0) {
+  carry %5: f32[batch, 4] = %2
+  x %6: f32[batch, 4] = %3
+  %7: f32[batch, 4] = aten.mul.Tensor(%5, 0.5)
+  %8: f32[batch, 4] = aten.add.Tensor(%7, %6)
+  %9: f32[batch, 4] = aten.tanh(%8)
+  next %9
+  y %9
+}
+%10: f32[sequence, batch, 4] = %4[1]
+%11: f32[batch, sequence, 4] = aten.permute(%10, [1, 0, 2])
+output output = %11
+"""
+
+
+def backwards(x: torch.Tensor) -> torch.Tensor:
+    h, out = start(x), []
+    for t in reversed(range(x.shape[1])):
+        h = step(x[:, t], h)
+        out.append(h)
+    return torch.stack(out[::-1], 1)
+
+
+def peeled(x: torch.Tensor) -> torch.Tensor:
+    h = x[:, 0].sin()
+    out = [h]
+    for t in range(1, x.shape[1]):
+        h = step(x[:, t], h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def last_state(x: torch.Tensor) -> torch.Tensor:
+    h = start(x)
+    for t in range(x.shape[1]):
+        h = step(x[:, t], h)
+    return h
+
+
+def two_carries(x: torch.Tensor) -> torch.Tensor:
+    h, c, out = start(x), start(x), []
+    for t in range(x.shape[1]):
+        c = 0.9 * c + x[:, t]
+        h = step(c, h)
+        out.append(h * c)
+    return torch.stack(out, 1)
+
+
+def ragged_chunks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    h, out = start(x), []
+    for i in range(0, x.shape[1], 4):
+        out.append(x[:, i : i + 4].cumsum(1) + h.unsqueeze(1))
+        h = step(x[:, i : i + 4].sum(1), h)
+    return torch.cat(out, 1), h
+
+
+ACCEPTED: dict[str, Function] = {
+    "smallest": smallest,
+    "backwards": backwards,
+    "peeled first step": peeled,
+    "last state": last_state,
+    "two carries": two_carries,
+    "ragged chunks": ragged_chunks,
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_one_loop_becomes_one_recurrence_right_at_any_length(name: str) -> None:
+    function = ACCEPTED[name]
+    program = traced(function)
+    (loop,) = loops(program)
+    assert parts(loop).reverse == (name == "backwards")
+    assert len(parts(loop).carries) == (2 if name == "two carries" else 1)
+    for length in LENGTHS:
+        x = torch.randn(3, length, 4)
+        expected = function(x)
+        torch.testing.assert_close(program(x), expected if isinstance(expected, tuple) else (expected,))
+
+
+def test_two_loops_one_behind_the_other_become_two_recurrences() -> None:
+    program = traced(lambda x: backwards(smallest(x)))
+    assert [parts(n).reverse for n in loops(program)] == [False, True]
+    x = torch.randn(2, 13, 4)
+    torch.testing.assert_close(program(x)[0], backwards(smallest(x)))
+
+
+def fixed_steps(x: torch.Tensor) -> torch.Tensor:
+    out = []
+    for _ in range(4):
+        x = torch.tanh(x * 0.5)
+        out.append(x)
+    return torch.stack(out, 1)
+
+
+def heads(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x[..., i : i + 1] * (i + 1) for i in range(4)], dim=-1)
+
+
+@pytest.mark.parametrize("function", [fixed_steps, heads], ids=["four steps", "four heads"])
+def test_loops_that_do_not_depend_on_the_length_stay_as_written(function: Function) -> None:
+    program = traced(function)
+    assert loops(program) == []
+    x = torch.randn(3, 13, 4)
+    torch.testing.assert_close(program(x)[0], function(x))
+
+
+def every_third(x: torch.Tensor) -> torch.Tensor:
+    h, out = start(x), []
+    for t in range(x.shape[1]):
+        h = torch.relu(h) if t % 3 == 0 else step(x[:, t], h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def quadratic(x: torch.Tensor) -> torch.Tensor:
+    h, out = start(x), []
+    for t in range(x.shape[1]):
+        h = step(x[:, t], h) * (0.1 * t**2)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("function", [every_third, quadratic])
+def test_steps_that_differ_are_refused_with_their_line_and_what_to_try(function: Function) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"test_reroll\.py:\d+.*loops=unroll"):
+        traced(function)
