@@ -199,3 +199,12 @@ def flat_args(node: fx.Node) -> Sequence[Any]:
     """The leaves of a node's args and kwargs, nodes and literals alike."""
     leaves: list[Any] = pytree.tree_leaves((node.args, dict(node.kwargs)), is_leaf=lambda x: x is None)
     return leaves
+
+
+def named_args(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call of an operator by their names in its schema, defaults filled in."""
+    result: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        default = argument.default_value if argument.has_default_value() else None
+        result[argument.name] = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default)
+    return result

@@ -20,7 +20,7 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.program import source_line
+from seqc.program import named_args, source_line
 from seqc.verify import same_shape
 
 aten = torch.ops.aten
@@ -267,17 +267,6 @@ def _readers(body: fx.GraphModule, states: frozenset[fx.Node]) -> set[fx.Node]:
 Rule = Callable[[Terms, fx.Node], Form]
 
 
-def _named(node: fx.Node) -> dict[str, Any]:
-    """The arguments by their names in the operator's schema, defaults filled in."""
-    result = dict(node.kwargs)
-    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if i < len(node.args):
-            result[argument.name] = node.args[i]
-        elif argument.name not in result:
-            result[argument.name] = argument.default_value if argument.has_default_value() else None
-    return result
-
-
 def _mul(terms: Terms, node: fx.Node) -> Form:
     return terms.multiplied(terms.operand(node.args[0]), terms.operand(node.args[1]))
 
@@ -298,7 +287,7 @@ def _div(terms: Terms, node: fx.Node) -> Form:
 def _added(sign: float, swap: bool = False) -> Rule:
     def rule(terms: Terms, node: fx.Node) -> Form:
         left, right = (terms.operand(a) for a in (reversed(node.args[:2]) if swap else node.args[:2]))
-        a, b = terms.aligned(left, right.times(sign * float(_named(node).get("alpha") or 1)))
+        a, b = terms.aligned(left, right.times(sign * float(named_args(node).get("alpha") or 1)))
         return Form(a.axes, a.terms + b.terms)
 
     return rule
@@ -419,7 +408,7 @@ def _expanded(terms: Terms, node: fx.Node) -> Form:
 
 
 def _sum(terms: Terms, node: fx.Node) -> Form:
-    named = _named(node)
+    named = named_args(node)
     form = terms.operand(node.args[0])
     rank = len(form.axes)
     dims = sorted({int(d) % rank for d in named.get("dim") or range(rank)}, reverse=True)
@@ -458,7 +447,7 @@ def _linear(terms: Terms, node: fx.Node) -> Form:
 
 
 def _addmm(terms: Terms, node: fx.Node) -> Form:
-    named = _named(node)
+    named = named_args(node)
     product = _product(terms, terms.operand(node.args[1]), terms.operand(node.args[2])).times(float(named["alpha"]))
     a, b = terms.aligned(product, terms.operand(node.args[0]).times(float(named["beta"])))
     return Form(a.axes, a.terms + b.terms)

@@ -11,6 +11,7 @@ import seqc.ops.ort_linear_attention  # noqa: F401
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
 from seqc.ops.linear_attention import rule_of
+from seqc.program import named_args
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
@@ -20,7 +21,7 @@ Step = tuple[list[fx.Node], list[fx.Node]]
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """A loop over the state [batch, heads, K, V]."""
-    query, key, value, state, decay, beta, reverse = node.args
+    query, key, value, state, decay, beta, reverse = named_args(node).values()
     xs = [x for x in (query, key, value, decay, beta) if isinstance(x, fx.Node)]
 
     def step(inner: Emitter, carries: list[fx.Node], steps: list[fx.Node], _: list[fx.Node]) -> Step:
@@ -39,13 +40,13 @@ def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         out = inner(aten.matmul.default, inner(aten.unsqueeze.default, q, -2), following)
         return [following], [inner(aten.squeeze.dim, out, -2)]
 
-    final, out = write_loop(emit, step, trip_of(emit, value), [state], xs, reverse=bool(reverse))  # type: ignore[list-item]
+    final, out = write_loop(emit, step, trip_of(emit, value), [state], xs, reverse=bool(reverse))
     return [out, final]
 
 
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """ONNX Runtime's LinearAttention, which takes [batch, trip, heads * size]."""
-    query, key, value, state, decay, beta, reverse = node.args
+    query, key, value, state, decay, beta, reverse = named_args(node).values()
     assert isinstance(value, fx.Node) and isinstance(state, fx.Node)
     if reverse:
         raise Refused("com.microsoft.LinearAttention walks forward only")
@@ -66,7 +67,7 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         return emit(aten.reshape.default, swapped, [batch, trip, heads * width])
 
     keys, values = state.meta["val"].shape[2:]
-    per_key = decay is not None and decay.meta["val"].shape[3] != 1  # type: ignore[union-attr]
+    per_key = decay is not None and decay.meta["val"].shape[3] != 1
     call = emit(
         torch.ops.seqc.ort_linear_attention.default,
         packed(query, keys),

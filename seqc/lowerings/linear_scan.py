@@ -7,6 +7,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, trip_of
+from seqc.program import named_args
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
@@ -14,7 +15,7 @@ aten = torch.ops.aten
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """One multiplication and one addition per step, in a loop."""
-    decay, update, state, reverse = node.args
+    decay, update, state, reverse = named_args(node).values()
 
     def step(
         inner: Emitter, carries: list[fx.Node], xs: list[fx.Node], _: list[fx.Node]
@@ -23,7 +24,7 @@ def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         following = inner(aten.add.Tensor, kept, xs[1])
         return [following], [following]
 
-    final, steps = write_loop(emit, step, trip_of(emit, update), [state], [decay, update], reverse=reverse)  # type: ignore[arg-type, list-item]
+    final, steps = write_loop(emit, step, trip_of(emit, update), [state], [decay, update], reverse=reverse)
     return [steps, final]
 
 

@@ -7,6 +7,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, trip_of
+from seqc.program import named_args
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
@@ -16,7 +17,7 @@ Step = tuple[list[fx.Node], list[fx.Node]]
 
 def channels_last(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """A loop over the state as [batch, N, D]: the long axis contiguous, the exponential in the body."""
-    x, dt, a, b, c, state, reverse = node.args
+    x, dt, a, b, c, state, reverse = named_args(node).values()
 
     def step(inner: Emitter, carries: list[fx.Node], xs: list[fx.Node], invariants: list[fx.Node]) -> Step:
         (h,), (x_t, dt_t, b_t, c_t), (rates,) = carries, xs, invariants
@@ -29,7 +30,7 @@ def channels_last(emit: Emitter, node: fx.Node) -> list[fx.Node]:
 
     rates = emit(aten.permute.default, a, [1, 0])
     first = emit(aten.permute.default, state, [0, 2, 1])
-    final, y = write_loop(emit, step, trip_of(emit, x), [first], [x, dt, b, c], [rates], bool(reverse))  # type: ignore[list-item]
+    final, y = write_loop(emit, step, trip_of(emit, x), [first], [x, dt, b, c], [rates], bool(reverse))
     return [y, emit(aten.permute.default, final, [0, 2, 1])]
 
 
