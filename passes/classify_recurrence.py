@@ -6,9 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import seqc.ops.linear_attention
-import seqc.ops.linear_scan
-import seqc.ops.selective_scan  # noqa: F401
 from seqc.classify.affine import affine, readout
 from seqc.classify.confirm import largest_error
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan

@@ -92,7 +92,7 @@ class Loop:
     def step_of(self, outer: fx.Node) -> fx.Node:
         """The body's placeholder for one step of ``outer`` [trip, ...]; a new x where it is none yet."""
         value = outer.meta["val"]
-        return self._input(outer, self.xs, outer.name, self.emit.compute(lambda: value[0]))
+        return self._input(outer, self.xs, outer.name, self.emit.compute(lambda: value.new_empty(value.shape[1:])))
 
     def invariant_of(self, outer: fx.Node) -> fx.Node:
         """The body's placeholder for ``outer``, the same in each step."""

@@ -53,5 +53,5 @@ def write_loop(
 def _placeholder(graph: fx.Graph, emit: Emitter, kind: str, outer: fx.Node, step_of: bool) -> fx.Node:
     node = graph.placeholder(f"{kind}_{len(graph.nodes)}")
     value = outer.meta["val"]
-    node.meta["val"] = emit.compute(lambda: value[0]) if step_of else value
+    node.meta["val"] = emit.compute(lambda: value.new_empty(value.shape[1:])) if step_of else value
     return node

@@ -34,6 +34,10 @@ class Lowering:
     domains: frozenset[str] = frozenset()
 
 
+Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[list[fx.Node], list[fx.Node]]]
+"""Emits one step of a loop from carries, xs and invariants; returns the next carries and the ys."""
+
+
 def trip_of(emit: Emitter, steps: Any) -> Any:
     """The number of steps of a value [trip, ...], an int or a node."""
     size = steps.meta["val"].shape[0]

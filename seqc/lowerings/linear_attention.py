@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 import torch.fx as fx
 
-import seqc.ops.ort_linear_attention  # noqa: F401
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
 from seqc.ops.linear_attention import rule_of
@@ -16,32 +16,36 @@ from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
 
-Step = tuple[list[fx.Node], list[fx.Node]]
-
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """A loop over the state [batch, heads, K, V]."""
-    query, key, value, state, decay, beta, reverse = named_args(node).values()
-    xs = [x for x in (query, key, value, decay, beta) if isinstance(x, fx.Node)]
+    return list(steps(emit, *named_args(node).values()))
 
-    def step(inner: Emitter, carries: list[fx.Node], steps: list[fx.Node], _: list[fx.Node]) -> Step:
-        given = iter(steps)
-        q, k, v = (next(given) for _ in range(3))
-        (kept,) = carries
+
+def steps(
+    emit: Emitter, query: Any, key: Any, value: Any, state: Any, decay: Any, beta: Any, reverse: bool
+) -> tuple[fx.Node, fx.Node]:
+    """(out, final state) of a loop over steps."""
+    xs = [x for x in (query, key, value, decay, beta) if x is not None]
+
+    def step(
+        inner: Emitter, carries: list[fx.Node], given: list[fx.Node], _: list[fx.Node]
+    ) -> tuple[list[fx.Node], list[fx.Node]]:
+        (kept,), (q, k, v, *rest) = carries, given
         rows, columns = inner(aten.unsqueeze.default, v, -2), inner(aten.unsqueeze.default, k, -1)
         if decay is not None:
-            factor = inner(aten.exp.default, next(given))
+            factor = inner(aten.exp.default, rest.pop(0))
             kept = inner(aten.mul.Tensor, inner(aten.unsqueeze.default, factor, -1), kept)
         if beta is not None:
-            rate = inner(aten.unsqueeze.default, inner(aten.unsqueeze.default, next(given), -1), -1)
+            rate = inner(aten.unsqueeze.default, inner(aten.unsqueeze.default, rest.pop(0), -1), -1)
             seen = inner(aten.matmul.default, inner(aten.unsqueeze.default, k, -2), kept)
             rows = inner(aten.mul.Tensor, rate, inner(aten.sub.Tensor, rows, seen))
         following = inner(aten.add.Tensor, kept, inner(aten.mul.Tensor, columns, rows))
         out = inner(aten.matmul.default, inner(aten.unsqueeze.default, q, -2), following)
         return [following], [inner(aten.squeeze.dim, out, -2)]
 
-    final, out = write_loop(emit, step, trip_of(emit, value), [state], xs, reverse=bool(reverse))
-    return [out, final]
+    final, out = write_loop(emit, step, trip_of(emit, value), [state], xs, reverse=reverse)
+    return out, final
 
 
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:

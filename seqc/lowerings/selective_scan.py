@@ -12,14 +12,14 @@ from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
 
-Step = tuple[list[fx.Node], list[fx.Node]]
-
 
 def channels_last(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """A loop over the state as [batch, N, D]: the long axis contiguous, the exponential in the body."""
     x, dt, a, b, c, state, reverse = named_args(node).values()
 
-    def step(inner: Emitter, carries: list[fx.Node], xs: list[fx.Node], invariants: list[fx.Node]) -> Step:
+    def step(
+        inner: Emitter, carries: list[fx.Node], xs: list[fx.Node], invariants: list[fx.Node]
+    ) -> tuple[list[fx.Node], list[fx.Node]]:
         (h,), (x_t, dt_t, b_t, c_t), (rates,) = carries, xs, invariants
         decay = inner(aten.exp.default, inner(aten.mul.Tensor, inner(aten.unsqueeze.default, dt_t, 1), rates))
         rows = inner(aten.unsqueeze.default, x_t, 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from seqc.lowerings import FORMS, linear_attention, linear_scan, selective_scan
+from seqc.lowerings import FORMS, chunked_attention, linear_attention, linear_scan, selective_scan
 from seqc.lowerings.base import Lowering
 
 _ALL = {
     (form.op, form.name): form
-    for form in (*linear_scan.LOWERINGS, *selective_scan.LOWERINGS, *linear_attention.LOWERINGS)
+    for module in (linear_scan, selective_scan, linear_attention, chunked_attention)
+    for form in module.LOWERINGS
 }
 
 LOWERINGS: dict[str, tuple[Lowering, ...]] = {

@@ -74,7 +74,8 @@ def recurrence_shapes(
     reverse: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """The shape rule: one step on fake tensors. Also refreshes ``meta["val"]`` inside the body."""
-    out = Propagate(body).run(*carries, *(x[0] for x in xs), *invariants)
+    # Not x[0]: a number of steps like s // 64 may be 0 at the traced sizes.
+    out = Propagate(body).run(*carries, *(x.new_empty(x.shape[1:]) for x in xs), *invariants)
     ys = out[len(carries) :]
     return (*out[: len(carries)], *(y.new_empty((trip, *y.shape)) for y in ys))
 

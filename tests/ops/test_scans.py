@@ -10,9 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import seqc.ops.linear_attention
-import seqc.ops.linear_scan
-import seqc.ops.selective_scan  # noqa: F401
+import seqc.ops  # noqa: F401
 from seqc.ops.linear_attention import rule_of
 
 ops = torch.ops.seqc

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 import torch.fx as fx
 
-import seqc.ops.ort_linear_attention  # noqa: F401
+import seqc.ops  # noqa: F401
 
 if TYPE_CHECKING:
     from seqc.backends.onnx.translate import Translator, Values
