@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.fx as fx
+
 from seqc.classify.affine import affine, readout
 from seqc.classify.confirm import largest_error
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
@@ -82,9 +84,10 @@ class _Classifier:
             error = self._error(index, rewritten)
             if not error <= _AGREEMENT:
                 raise NotMultilinear(f"as {rewritten.name} it differs by {error:.1e} on random numbers")
-        except NotMultilinear as reason:
+        except Exception as reason:  # what cannot be rewritten, for whatever reason, stays as it is
             self.loop.emit.undo(mark)
-            self.program.reasons.append(f"{what} stays sequential: {reason}")
+            kind = "" if isinstance(reason, NotMultilinear) else f"{type(reason).__name__}: "
+            self.program.reasons.append(f"{what} stays sequential: {kind}{str(reason).splitlines()[0]}")
             return False
         self._replace(index, rewritten)
         self.program.reasons.append(
@@ -141,7 +144,8 @@ class _Classifier:
         written = set(rewritten.written)
         loop_inputs = [outer for outer, _ in (*self.loop.carries, *self.loop.xs, *self.loop.invariants)]
         read = [n for node in written for n in node.all_input_nodes if n not in written]
-        return largest_error(pairs, [*loop_inputs, *read], self.program.weights)
+        trip = self.loop.trip.meta["val"] if isinstance(self.loop.trip, fx.Node) else self.loop.trip
+        return largest_error(pairs, [*loop_inputs, *read], self.program.weights, trip)
 
     def _replace(self, index: int, rewritten: Rewritten) -> None:
         loop = self.loop

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from seqc.axes import PERMUTES, order_of
 from seqc.emit import Emitter
 from seqc.loop import Loop
 from seqc.memory import nbytes
@@ -114,8 +115,8 @@ class _Writer:
         if node.target is aten.unsqueeze.default:
             axis = args[1] % node.meta["val"].dim()
             args[1] = axis - (time < axis)
-        elif node.target in _PERMUTES:
-            order = _order(node)
+        elif node.target in PERMUTES:
+            order = order_of(node)
             source = order[time]
             return self.emit(aten.permute.default, args[0], [i - (i > source) for i in order if i != source])
         return self.emit(node.target, *args, **node.kwargs)
@@ -131,9 +132,6 @@ class _Writer:
                 order = [axis, *(i for i in range(node.meta["val"].dim()) if i != axis)]
                 node = self.loop.emit(aten.permute.default, node, order)
         return self.loop.step_of(node)
-
-
-_PERMUTES = frozenset({aten.permute.default, aten.transpose.int})
 
 
 def _frontier(leaf: Leaf, known: dict[Leaf, set[Leaf]]) -> set[Leaf]:
@@ -160,8 +158,8 @@ def _operands(leaf: Leaf) -> dict[fx.Node, Leaf] | None:
     if node.target is aten.unsqueeze.default:
         axis = int(node.args[1]) % rank  # type: ignore[arg-type]
         return None if axis == time else {tensors[0]: Leaf(tensors[0], time - (axis < time))}
-    if node.target in _PERMUTES:
-        return {tensors[0]: Leaf(tensors[0], _order(node)[time])}
+    if node.target in PERMUTES:
+        return {tensors[0]: Leaf(tensors[0], order_of(node)[time])}
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.pointwise not in node.target.tags:
         return None
     found: dict[fx.Node, Leaf] = {}
@@ -171,16 +169,6 @@ def _operands(leaf: Leaf) -> dict[fx.Node, Leaf] | None:
         varies = axis >= 0 and same_shape((shape[axis],), (node.meta["val"].shape[time],))
         found[tensor] = Leaf(tensor, axis if axis >= 0 else None, varies)
     return found
-
-
-def _order(node: fx.Node) -> list[int]:
-    rank = node.meta["val"].dim()
-    if node.target is aten.permute.default:
-        return [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
-    order = list(range(rank))
-    i, j = node.args[1:3]
-    order[i], order[j] = order[j], order[i]  # type: ignore[index]
-    return order
 
 
 def _bytes(leaves: Iterable[Leaf]) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch.fx as fx
 
-from seqc.classify.terms import PERMUTES, TIME, Factor, Form, Label, NotMultilinear, Term, Terms, order_of
+from seqc.axes import PERMUTES, order_of
+from seqc.classify.terms import TIME, Factor, Form, Label, NotMultilinear, Term, Terms
 from seqc.loop import Loop
 
 

@@ -11,24 +11,26 @@ import torch.fx as fx
 from seqc import _torch
 from seqc.ops.recurrence import is_recurrence, parts
 
-_SIZES = (3, 5, 2, 7, 4, 6)
+_SIZES = (3, 2, 7, 4, 6, 8)
+_FEWEST_STEPS = 3
 
 
 def largest_error(
     pairs: Sequence[tuple[fx.Node, fx.Node]],
     boundary: Sequence[fx.Node],
     weights: Mapping[str, torch.Tensor],
+    trip: int | torch.SymInt,
     seed: int = 0,
 ) -> float:
     """The largest error of ``pairs`` (old node, new node) in float64: |old - new| / (|old| + median of |old|).
 
-    Values of ``boundary``, and of whatever lies before it, are random; sizes are small. Two distributions are tried:
-    normal, and uniform between 0.1 and 0.9; elements of ``weights`` keep their signs. inf where a shape differs, or
-    where neither gives finite values.
+    Values of ``boundary``, and of whatever lies before it, are random; sizes are small, but ``trip`` is at least 3. Two
+    distributions are tried: normal, and uniform between 0.1 and 0.9; elements of ``weights`` keep their signs. inf where
+    a shape differs, where there are no values, or where neither distribution gives finite ones.
     """
     errors = []
     for spread in ("normal", "unit"):
-        evaluation = _Evaluation(pairs, boundary, weights, seed, spread)
+        evaluation = _Evaluation(pairs, boundary, weights, trip, seed, spread)
         found = [_error(evaluation.value(old), evaluation.value(new)) for old, new in pairs]
         if None not in found:
             errors += [error for error in found if error is not None]
@@ -42,9 +44,19 @@ def _error(old: torch.Tensor, new: torch.Tensor) -> float | None:
     if not bool(old.isfinite().all()) and not bool(new.isfinite().all()):
         return None
     if not old.numel():
-        return 0.0
+        return float("inf")
     error = float(((old - new).abs() / (old.abs() + old.abs().median()).clamp_min(1e-300)).max())
     return error if error == error else float("inf")
+
+
+def _sizes(trip: int | torch.SymInt) -> dict[Any, int]:
+    """Sizes for the symbols of ``trip`` at which there are at least 3 steps."""
+    expr = _torch.size_expr(trip)
+    for size in (5, 9, 17, 33, 65, 129, 257, 513, 1025):
+        sizes = {symbol: size + i for i, symbol in enumerate(sorted(expr.free_symbols, key=str))}
+        if int(expr.subs(sizes)) >= _FEWEST_STEPS:
+            return sizes
+    return {}
 
 
 class _Evaluation:
@@ -53,6 +65,7 @@ class _Evaluation:
         pairs: Sequence[tuple[fx.Node, fx.Node]],
         boundary: Sequence[fx.Node],
         weights: Mapping[str, torch.Tensor],
+        trip: int | torch.SymInt,
         seed: int,
         spread: str,
     ) -> None:
@@ -60,7 +73,7 @@ class _Evaluation:
         self.values: dict[fx.Node, Any] = {}
         self.generator = torch.Generator().manual_seed(seed)
         self.spread = spread
-        self.sizes: dict[Any, int] = {}
+        self.sizes = _sizes(trip)
         graph = pairs[0][0].graph
         cut = set(boundary)
         # What lies behind the boundary, and what reads no input at all, is computed; the rest is random.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from seqc.axes import PERMUTES, order_of
 from seqc.emit import Emitter
 from seqc.program import named_args, source_line
 from seqc.verify import same_shape
@@ -117,7 +118,7 @@ class Terms:
         pending = [node]
         while pending:
             current = pending[-1]
-            waiting = [] if current in self.states else [n for n in current.all_input_nodes if n not in self._forms]
+            waiting = [n for n in self._read_by_rule(current) if n not in self._forms]
             if current in self._forms or not waiting:
                 pending.pop()
                 if current not in self._forms:
@@ -128,6 +129,11 @@ class Terms:
         if isinstance(found, NotMultilinear):
             raise found
         return found
+
+    def _read_by_rule(self, node: fx.Node) -> list[fx.Node]:
+        """The operands whose forms that of ``node`` is made of."""
+        expanded = node.target in RULES and (self.reads(node) or node.target not in _ADDITIVE)
+        return node.all_input_nodes if expanded and node not in self.states else []
 
     def atom(self, node: fx.Node) -> Form:
         """``node`` as one factor, with labels of its own."""
@@ -355,21 +361,6 @@ def _squeezed(terms: Terms, node: fx.Node) -> Form:
     dims = node.args[1] if isinstance(node.args[1], (tuple, list)) else [node.args[1]]
     gone = {int(d) % len(form.axes) for d in dims if form.axes[int(d)] == ()}  # type: ignore[arg-type]
     return replace(form, axes=tuple(axis for i, axis in enumerate(form.axes) if i not in gone))
-
-
-PERMUTES = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
-
-
-def order_of(node: fx.Node) -> list[int]:
-    """For each axis of a permutation the axis of its operand."""
-    rank = node.meta["val"].dim()
-    if node.target is aten.permute.default:
-        return [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
-    order = list(range(rank))
-    if rank >= 2:
-        i, j = (-2, -1) if node.target is aten.t.default else node.args[1:3]
-        order[i], order[j] = order[j], order[i]  # type: ignore[index]
-    return order
 
 
 def _permuted(terms: Terms, node: fx.Node) -> Form:

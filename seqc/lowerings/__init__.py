@@ -8,7 +8,7 @@ from __future__ import annotations
 FORMS: dict[str, tuple[str, ...]] = {
     "linear_scan": ("sequential",),
     "selective_scan": ("channels_last",),
-    "linear_attention": ("chunked", "contrib", "sequential"),
+    "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""

@@ -21,17 +21,18 @@ def channels_last(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         inner: Emitter, carries: list[fx.Node], xs: list[fx.Node], invariants: list[fx.Node]
     ) -> tuple[list[fx.Node], list[fx.Node]]:
         (h,), (x_t, dt_t, b_t, c_t), (rates,) = carries, xs, invariants
-        decay = inner(aten.exp.default, inner(aten.mul.Tensor, inner(aten.unsqueeze.default, dt_t, 1), rates))
-        rows = inner(aten.unsqueeze.default, x_t, 1)
-        added = inner(aten.mul.Tensor, inner(aten.unsqueeze.default, b_t, 2), rows)
+        decay = inner(aten.exp.default, inner(aten.mul.Tensor, dt_t, rates))
+        added = inner(aten.mul.Tensor, b_t, x_t)
         following = inner(aten.add.Tensor, inner(aten.mul.Tensor, decay, h), added)
-        y = inner(aten.matmul.default, inner(aten.unsqueeze.default, c_t, 1), following)
-        return [following], [inner(aten.squeeze.dim, y, 1)]
+        return [following], [inner(aten.matmul.default, c_t, following)]
 
+    # In front of the loop a view costs nothing, in its body an operation per step.
+    rows = [emit(aten.unsqueeze.default, value, 2) for value in (x, dt)]
+    vectors = [emit(aten.unsqueeze.default, b, 3), emit(aten.unsqueeze.default, c, 2)]
     rates = emit(aten.permute.default, a, [1, 0])
     first = emit(aten.permute.default, state, [0, 2, 1])
-    final, y = write_loop(emit, step, trip_of(emit, x), [first], [x, dt, b, c], [rates], bool(reverse))
-    return [y, emit(aten.permute.default, final, [0, 2, 1])]
+    final, y = write_loop(emit, step, trip_of(emit, x), [first], [*rows, *vectors], [rates], bool(reverse))
+    return [emit(aten.squeeze.dim, y, 2), emit(aten.permute.default, final, [0, 2, 1])]
 
 
 LOWERINGS = (

@@ -6,11 +6,12 @@ Prints one line of JSON. A crash or a hang of either exporter then costs one row
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,19 @@ def measure_seqc(zoo: ZooModel, folder: Path) -> dict[str, Any]:
     errors = errors_by_length(zoo, run)
     right = all(isinstance(e, float) and e <= TOLERANCE for e in errors.values())
     result = {"status": "right" if right else "wrong", "errors": errors, "seconds": seconds}
+    result["became"] = became(compiled.report)
     return {**result, "nodes": sum(counts.values()), "scans": counts["Scan"], "loops": counts["Loop"]}
+
+
+def became(report: Mapping[str, Any]) -> str:
+    """The classes in which the model's recurrences were recognised; "loop" where some were in none."""
+    found: set[str] = set()
+    for record in report["passes"]:
+        if record["name"] == "classify_recurrence":
+            for reason in record["reasons"]:
+                recognised = re.search(r" is a (\w+) \(", reason)
+                found.add(recognised[1] if recognised else "loop")
+    return ", ".join(sorted(found))
 
 
 def measure_torch(zoo: ZooModel, folder: Path) -> dict[str, Any]:

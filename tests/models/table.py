@@ -28,8 +28,8 @@ _GROUPS = {
     "refused": "Must be refused: no static graph computes these as written",
 }
 _HEAD = (
-    "| model | seqc | ONNX nodes | Scans | max error | compile s | torch.onnx.export | its nodes |",
-    "|---|---|--:|--:|--:|--:|---|--:|",
+    "| model | seqc | became | ONNX nodes | Scans | max error | compile s | torch.onnx.export | its nodes |",
+    "|---|---|---|--:|--:|--:|--:|---|--:|",
 )
 
 
@@ -84,6 +84,7 @@ def _row(name: str, entry: Mapping[str, Any]) -> str:
     cells = [
         f"{name}{note}",
         _status(ours),
+        ours.get("became", ""),
         ours.get("nodes", ""),
         ours.get("scans", ""),
         _worst(ours),

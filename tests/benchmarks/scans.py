@@ -1,0 +1,157 @@
+"""Every form of every scan op in ONNX Runtime, by length, against torch's loop over steps.
+
+``python -m tests.benchmarks.scans [--lengths 1 64 512 2048 8192] [--rounds 7] [--only NAME ...]``
+
+Batch 1, float32, two threads, all forms of a row interleaved in one process, medians. A cell holds milliseconds and, in
+brackets, how many times slower than the best form of the row it is; ``*`` marks the form that seqc chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import nn
+
+import seqc
+import seqc.ops
+from seqc.backends.onnx import export
+from seqc.lowerings import FORMS
+from seqc.lowerings.lower import Lower
+from seqc.pipeline import run_passes
+from seqc.target import TARGETS
+from tests.benchmarks.timing import medians
+
+THREADS = 2
+TARGET = TARGETS["ort-cpu"]
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Calls(nn.Module):
+    """Calls a dialect op on its inputs."""
+
+    def __init__(self, function: Callable[..., Tensors]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> Tensors:
+        return tuple(self.function(*inputs))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recurrence of a real model's size: the op, and inputs of which the first ``timed`` have time as axis 0."""
+
+    op: str
+    function: Callable[..., Tensors]
+    inputs: Callable[[int], Tensors]
+    timed: tuple[int, ...]
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def _diagonal(length: int) -> Tensors:
+    return torch.rand(length, 1, 2048), torch.randn(length, 1, 2048), torch.randn(1, 2048)
+
+
+def _mamba(length: int) -> Tensors:
+    dt = 0.1 * torch.rand(length, 1, 1536)
+    b, c = torch.randn(2, length, 1, 16)
+    return torch.randn(length, 1, 1536), dt, -torch.rand(1536, 16), b, c, torch.randn(1, 1536, 16)
+
+
+def _attention(heads: int, keys: int, values: int, shared: bool) -> Callable[[int], Tensors]:
+    def make(length: int) -> Tensors:
+        q = torch.randn(length, 1, 1 if shared else heads, keys)
+        k = _unit(torch.randn(length, 1, 1 if shared else heads, keys))
+        g, beta = -0.1 * torch.rand(length, 1, heads, 1), torch.rand(length, 1, heads)
+        return q, k, torch.randn(length, 1, heads, values), torch.zeros(1, heads, keys, values), g, beta
+
+    return make
+
+
+ops = torch.ops.seqc
+CASES = {
+    "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1)),
+    "selective scan, 1536 x 16": Case("selective_scan", ops.selective_scan, _mamba, (0, 1, 3, 4)),
+    "scalar decay, 24 heads, 128 x 64, shared keys": Case(
+        "linear_attention",
+        lambda q, k, v, s, g, beta: ops.linear_attention(q, k, v, s, g, None),
+        _attention(24, 128, 64, True),
+        (0, 1, 2, 4, 5),
+    ),
+    "scalar decay, 8 heads, 64 x 64": Case(
+        "linear_attention",
+        lambda q, k, v, s, g, beta: ops.linear_attention(q, k, v, s, g, None),
+        _attention(8, 64, 64, False),
+        (0, 1, 2, 4, 5),
+    ),
+    "gated delta, 16 heads, 128 x 128": Case(
+        "linear_attention",
+        ops.linear_attention,
+        _attention(16, 128, 128, False),
+        (0, 1, 2, 4, 5),
+    ),
+}
+
+
+def compiled(case: Case, form: str | None) -> tuple[onnxruntime.InferenceSession, str] | None:
+    """A session of the case in ``form`` (None: the chosen one), with the name of the form; None where it refuses."""
+    shapes = [{0: "sequence"} if i in case.timed else {} for i in range(len(case.inputs(9)))]
+    program = seqc.trace(Calls(case.function), case.inputs(9), shapes)
+    try:
+        (record,) = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form})])
+    except seqc.errors.UnsupportedOpError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.log_severity_level = 3
+    proto = ir.serde.serialize_model(export(program))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session, record.reasons[0].split(" as ")[1].split(":")[0]
+
+
+def row(case: Case, sessions: dict[str, onnxruntime.InferenceSession], length: int, rounds: int) -> dict[str, float]:
+    given = case.inputs(length)
+    candidates: dict[str, Callable[[], object]] = {}
+    for form, session in sessions.items():
+        feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=True)}
+        candidates[form] = lambda s=session, f=feeds: s.run(None, f)
+    candidates["torch"] = lambda: case.function(*given)
+    return medians(candidates, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1, 64, 512, 2048, 8192])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", default=list(CASES))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(THREADS)
+    for name in options.only:
+        case = CASES[name]
+        found = {form: compiled(case, form) for form in FORMS[case.op]}
+        sessions = {form: pair[0] for form, pair in found.items() if pair is not None}
+        chosen = compiled(case, None)
+        assert chosen is not None
+        print(name)
+        for length in options.lengths:
+            times = row(case, sessions, length, options.rounds)
+            best = min(times[form] for form in sessions)
+            cells = [
+                f"{form}{'*' if form == chosen[1] else ''} {1e3 * t:.3f} ms ({t / best:.2f}x)"
+                for form, t in times.items()
+            ]
+            print(f"  length {length:5d}: {'; '.join(cells)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

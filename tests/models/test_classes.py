@@ -1,0 +1,76 @@
+"""What real models' loops become, end to end: compiled, checked, run, and said in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import seqc
+from seqc.cli.main import run
+from tests.models.measure import became, example
+from tests.models.zoo import ALL
+
+BECAME = {
+    "mamba": "selective_scan",
+    "recurrent_gemma": "linear_scan",
+    "mingru": "linear_scan",
+    "ema_peeled": "linear_scan",
+    "linear_attention": "linear_attention, linear_scan",
+    "deltanet": "linear_attention",
+    "rwkv": "loop",
+    "lstm_cell_loop": "loop",
+}
+
+
+@pytest.mark.parametrize("name", BECAME)
+def test_models_become_the_class_they_compute(name: str) -> None:
+    zoo = ALL[name]
+    compiled = seqc.compile(zoo.build(), example(zoo), dynamic_shapes=zoo.dynamic_shapes)
+    assert became(compiled.report) == BECAME[name]
+    assert compiled.report["check"]["ok"]
+
+
+@pytest.mark.parametrize(("name", "form"), [("deltanet", "contrib"), ("linear_attention", "chunked")])
+def test_a_target_with_its_own_operators_gets_its_fastest_form(name: str, form: str, tmp_path: Path) -> None:
+    zoo = ALL[name]
+    compiled = seqc.compile(zoo.build(), example(zoo), dynamic_shapes=zoo.dynamic_shapes, target="ort-cpu")
+    assert compiled.report["check"]["ok"]
+    (record,) = [r for r in compiled.report["passes"] if r["name"] == "lower"]
+    assert any(f"linear_attention as {form}: " in reason for reason in record["reasons"])
+    compiled.save(tmp_path / "artifact")
+    domains = {node.domain for node in onnx.load(tmp_path / "artifact" / "model.onnx").graph.node}
+    assert ("com.microsoft" in domains) == (form == "contrib")
+
+
+def test_inspect_says_layer_by_layer_what_was_recognised_and_what_it_became(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo = ALL["mamba"]
+    compiled = seqc.compile(zoo.build(), example(zoo), dynamic_shapes=zoo.dynamic_shapes, check=False)
+    compiled.save(tmp_path / "artifact")
+    assert run(["inspect", str(tmp_path / "artifact")]) == 0
+    shown = capsys.readouterr().out
+    for layer in range(2):
+        lines = [line for line in shown.splitlines() if f"layers.{layer}.mixer" in line]
+        assert any("is a selective_scan" in line and "confirmed in float64" in line for line in lines)
+        assert any("selective_scan as channels_last" in line for line in lines)
+
+
+def test_two_heads_of_retention_with_constants_made_in_the_loop() -> None:
+    """Constants that each step makes anew are one constant; their logarithm is taken because they are positive."""
+
+    class Retention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            s, out = torch.zeros(x.shape[0], 2, 8, 8), []
+            for t in range(x.shape[1]):
+                q = x[:, t].view(-1, 2, 8)
+                s = s * torch.tensor([0.9, 0.97]).view(1, 2, 1, 1) + q.unsqueeze(-1) * q.unsqueeze(-2)
+                out.append(torch.einsum("bhkv,bhk->bhv", s, q))
+            return torch.stack(out, 1)
+
+    compiled = seqc.compile(Retention(), (torch.randn(2, 9, 16),))
+    assert became(compiled.report) == "linear_attention"
