@@ -10,8 +10,8 @@ import torch.fx as fx
 
 from seqc.classify.affine import affine, readout
 from seqc.classify.confirm import largest_error
+from seqc.classify.forms import NotMultilinear
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
-from seqc.classify.terms import NotMultilinear
 from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
 from seqc.outside import Outside
@@ -30,7 +30,7 @@ class ClassifyRecurrence:
         for t: h = exp(dt_t[:, :, None] * A) * h + (dt_t * u_t)[:, :, None] * B_t[:, None];  y_t = (h * C_t).sum(-1)
     ->  y, h = seqc::selective_scan(dt * u, dt, A, B, C, h0)
 
-    The body's values are brought into a normal form, sums of products (:mod:`seqc.classify.terms`), so no spelling
+    The body's values are brought into a normal form, sums of products (:mod:`seqc.classify.forms`), so no spelling
     matters; which class they are is read off that form. Each verdict is confirmed on random numbers in float64 before
     it is used, and said with its reason. What is not recognised stays a loop, also with its reason.
 

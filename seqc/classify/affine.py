@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch.fx as fx
 
 from seqc.axes import PERMUTES, order_of
-from seqc.classify.terms import TIME, Factor, Form, Label, NotMultilinear, Term, Terms
+from seqc.classify.forms import TIME, Factor, Form, Label, NotMultilinear, Term
+from seqc.classify.terms import Terms
 from seqc.loop import Loop
 
 

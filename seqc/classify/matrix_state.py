@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from seqc.classify.affine import Affine, Mixed, Readout, same_factors
-from seqc.classify.terms import Factor, Label, NotMultilinear, Term, Terms
+from seqc.classify.forms import Factor, Label, NotMultilinear, Term
+from seqc.classify.terms import Terms
 
 aten = torch.ops.aten
 

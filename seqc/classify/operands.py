@@ -11,7 +11,8 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.batch import Value
-from seqc.classify.terms import TIME, Factor, Label, NotMultilinear, Term, Terms
+from seqc.classify.forms import TIME, Factor, Label, NotMultilinear, Term
+from seqc.classify.terms import Terms
 from seqc.outside import Outside
 
 aten = torch.ops.aten

@@ -10,10 +10,11 @@ import torch
 import torch.fx as fx
 
 from seqc.classify.affine import Affine, Readout
+from seqc.classify.forms import Label, NotMultilinear, Term
 from seqc.classify.logs import log_of
 from seqc.classify.matrix_state import matrix_state, selective
 from seqc.classify.operands import Groups, Operands
-from seqc.classify.terms import Label, NotMultilinear, Term, Terms
+from seqc.classify.terms import Terms
 from seqc.loop import Loop
 from seqc.ops.linear_attention import rule_of
 from seqc.outside import Outside

@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from seqc.frontend import lengths
 from seqc.frontend.capture import Capture, capture
 from seqc.frontend.signature import Signature, bind
+from tests.helpers.modules import Applied
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Module(nn.Module):
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
-
-
 def first_trace(function: Function, **limits: int) -> tuple[Capture, Signature]:
     sequence = torch.export.Dim("sequence", **limits)
-    signature = bind(Module(function), (torch.randn(2, 9, 4),), {"x": {0: "batch", 1: sequence}})
-    return capture(Module(function), signature, signature.trace_sizes()), signature
+    signature = bind(Applied(function), (torch.randn(2, 9, 4),), {"x": {0: "batch", 1: sequence}})
+    return capture(Applied(function), signature, signature.trace_sizes()), signature
 
 
 def steps(x: torch.Tensor) -> torch.Tensor:

@@ -6,28 +6,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
 import seqc
 from seqc.errors import UnsupportedModelError
 from seqc.ops.recurrence import is_recurrence, parts
 from seqc.program import Program
+from tests.helpers.modules import Applied
 
 SHAPES = {"x": {0: "batch", 1: "sequence"}}
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Module(nn.Module):
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
-
-
 def traced(function: Function) -> Program:
-    return seqc.trace(Module(function), (torch.randn(2, 9, 4),), SHAPES)
+    return seqc.trace(Applied(function), (torch.randn(2, 9, 4),), SHAPES)
 
 
 def decayed(x: torch.Tensor, steps: range) -> torch.Tensor:

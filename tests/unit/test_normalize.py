@@ -6,29 +6,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
 from seqc.frontend.capture import capture
 from seqc.frontend.normalize import normalize
 from seqc.frontend.signature import bind
 from seqc.program import Program
+from tests.helpers.modules import Applied
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Module(nn.Module):
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
-
-
 def traced(function: Function) -> Program:
     """The trace at batch 3, length 7, not yet normalised."""
-    signature = bind(Module(function), (torch.randn(2, 9, 4),), {"x": {0: "batch", 1: "sequence"}})
-    return capture(Module(function), signature, signature.trace_sizes()).program
+    signature = bind(Applied(function), (torch.randn(2, 9, 4),), {"x": {0: "batch", 1: "sequence"}})
+    return capture(Applied(function), signature, signature.trace_sizes()).program
 
 
 def ops(program: Program) -> list[str]:
