@@ -75,20 +75,24 @@ class _Evaluation:
         self.spread = spread
         self.sizes = _sizes(trip)
         graph = pairs[0][0].graph
+        new = {n for _, node in pairs for n in _above(node, set(boundary))}
         cut = set(boundary)
         # What lies behind the boundary, and what reads no input at all, is computed; the rest is random.
         self.behind: set[fx.Node] = set()
+        # A constant of the boundary, such as a state of zeros, is that of other layers too: what reads it lies not behind.
+        roots = {n for n in cut if n.op == "placeholder" or any(_is_tensor(a) for a in n.all_input_nodes)}
         for node in graph.nodes:
-            tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), (torch.Tensor, tuple, list))]
+            tensors = [n for n in node.all_input_nodes if _is_tensor(n)]
             constant = node.op == "call_function" and node not in cut and all(n in self.behind for n in tensors)
-            if constant or any(n in self.behind or n in cut for n in tensors):
+            near = any(n in cut and n not in roots and node in new for n in tensors)
+            if constant or near or any(n in self.behind or n in roots for n in tensors):
                 self.behind.add(node)
 
     def value(self, node: fx.Node) -> Any:
         pending = [node]
         while pending:
             current = pending[-1]
-            computed = current in self.behind and isinstance(current.meta.get("val"), (torch.Tensor, tuple, list))
+            computed = current in self.behind and _is_tensor(current)
             waiting = [n for n in current.all_input_nodes if n not in self.values] if computed else []
             if current in self.values or not waiting:
                 pending.pop()
@@ -134,6 +138,23 @@ class _Evaluation:
         for symbol in sorted(expr.free_symbols, key=str):
             self.sizes.setdefault(symbol, _SIZES[len(self.sizes) % len(_SIZES)] + 6 * (len(self.sizes) // len(_SIZES)))
         return int(expr.subs(self.sizes))
+
+
+def _above(node: fx.Node, boundary: set[fx.Node]) -> set[fx.Node]:
+    """``node`` and what it is computed from, down to ``boundary``."""
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current not in found and current not in boundary:
+            found.add(current)
+            pending += current.all_input_nodes
+    return found
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    """Whether the node is a tensor, or several values."""
+    return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
 
 
 class _Float64(fx.Interpreter):
