@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import torch.fx as fx
 from seqc.classify.affine import affine, readout
 from seqc.classify.confirm import largest_error
 from seqc.classify.forms import NotMultilinear
+from seqc.classify.gated_rnn import as_gated_rnn
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
 from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
@@ -55,12 +56,18 @@ class _Classifier:
     def __init__(self, program: Program, loop: Loop) -> None:
         self.program, self.loop = program, loop
         self.where = " ".join(p for p in (module_path(loop.node), source_line(loop.node)) if p) or "a loop"
+        self.no_cell: dict[fx.Node, str] = {}
 
     def run(self) -> int:
+        """Cells first: the carries of one are no scan each."""
+        return self._each(self._as_cell, self._is_no_cell) + self._each(self._as_scan, self._is_no_scan)
+
+    def _each(self, attempt: Callable[[int], Rewritten], failed: Callable[[int, Exception], None]) -> int:
+        """Replace every carry that ``attempt`` and the confirmation take, with those that belong to it."""
         count, index = 0, 0
-        while index < len(self.loop.carries):
+        while index < len(self.loop.carries) and not self.loop.is_read_by_nobody:
             self.loop.sync()
-            replaced = self._carry(index)
+            replaced = self._carry(index, attempt, failed)
             if replaced:
                 clean(self.loop)
             self.loop.erase_unused()
@@ -68,34 +75,49 @@ class _Classifier:
             if not replaced:
                 index += 1
                 continue
-            count += 1
-            if all(reader is None for _, reader in self.loop.results):
-                break
-            self.loop = Loop(self.loop.gm, self.loop.node, self.loop.emit.mode)
+            count, index = count + 1, 0
+            if not self.loop.is_read_by_nobody:
+                self.loop = Loop(self.loop.gm, self.loop.node, self.loop.emit.mode)
         return count
 
-    def _carry(self, index: int) -> bool:
+    def _carry(
+        self, index: int, attempt: Callable[[int], Rewritten], failed: Callable[[int, Exception], None]
+    ) -> bool:
         """Replace carry ``index`` and what reads it; False where it stays."""
-        shape = self.program.shape_of(self.loop.carries[index][1].meta["val"])
-        what = f"{self.where}: state [{', '.join(map(str, shape))}]"
         mark = self.loop.emit.mark()
         try:
-            rewritten = self._rewritten(index)
-            error = self._error(index, rewritten)
+            with self.loop.emit.before(self.loop.node):
+                rewritten = attempt(index)
+            error = self._error(rewritten)
             if not error <= _AGREEMENT:
                 raise NotMultilinear(f"as {rewritten.name} it differs by {error:.1e} on random numbers")
         except Exception as reason:  # what cannot be rewritten, for whatever reason, stays as it is
             self.loop.emit.undo(mark)
-            kind = "" if isinstance(reason, NotMultilinear) else f"{type(reason).__name__}: "
-            self.program.reasons.append(f"{what} stays sequential: {kind}{str(reason).splitlines()[0]}")
+            failed(index, reason)
             return False
-        self._replace(index, rewritten)
+        what = self._what(rewritten.carries)
+        self._replace(rewritten)
         self.program.reasons.append(
             f"{what} is a {rewritten.name} ({rewritten.why}); confirmed in float64 to {error:.0e}"
         )
         return True
 
-    def _rewritten(self, index: int) -> Rewritten:
+    def _what(self, carries: Sequence[int]) -> str:
+        shapes = [self.program.shape_of(self.loop.carries[i][1].meta["val"]) for i in carries]
+        return f"{self.where}: state {' and '.join('[' + ', '.join(map(str, shape)) + ']' for shape in shapes)}"
+
+    def _is_no_cell(self, index: int, reason: Exception) -> None:
+        self.no_cell[self.loop.carries[index][1]] = _said(reason)
+
+    def _is_no_scan(self, index: int, reason: Exception) -> None:
+        inner = self.loop.carries[index][1]
+        cell = f"; no gated cell: {self.no_cell[inner]}" if inner.meta["val"].dim() == 2 else ""
+        self.program.reasons.append(f"{self._what([index])} stays sequential: {_said(reason)}{cell}")
+
+    def _as_cell(self, index: int) -> Rewritten:
+        return as_gated_rnn(self.loop, index, Outside(self.loop))
+
+    def _as_scan(self, index: int) -> Rewritten:
         loop = self.loop
         reading = self._readers(index)
         following = loop.next_carries[index]
@@ -105,18 +127,15 @@ class _Classifier:
         results = [i for i in reading if i >= len(loop.carries)]
         update, terms = affine(loop, index, loop.emit.mode)
         outside = Outside(loop)
-        with loop.emit.before(loop.node):
-            if all(loop.results[i][0] is following for i in results):
-                return as_linear_scan(loop, index, results, update, terms, outside)
-            if len(results) != 1:
-                raise NotMultilinear(f"{len(results)} results are computed from it")
-            read = readout(loop, index, loop.results[results[0]][0], update, terms)
-            return self._first_of(
-                lambda: as_selective_scan(loop, index, results[0], update, read, terms, outside),
-                lambda: as_linear_attention(
-                    loop, index, results[0], update, read, terms, outside, self.program.weights
-                ),
-            )
+        if all(loop.results[i][0] is following for i in results):
+            return as_linear_scan(loop, index, results, update, terms, outside)
+        if len(results) != 1:
+            raise NotMultilinear(f"{len(results)} results are computed from it")
+        read = readout(loop, index, loop.results[results[0]][0], update, terms)
+        return self._first_of(
+            lambda: as_selective_scan(loop, index, results[0], update, read, terms, outside),
+            lambda: as_linear_attention(loop, index, results[0], update, read, terms, outside, self.program.weights),
+        )
 
     def _first_of(self, *attempts: Callable[[], Rewritten]) -> Rewritten:
         refusals = []
@@ -137,7 +156,7 @@ class _Classifier:
                 reading.add(node)
         return [i for i, (value, _) in enumerate(self.loop.results) if value in reading]
 
-    def _error(self, index: int, rewritten: Rewritten) -> float:
+    def _error(self, rewritten: Rewritten) -> float:
         pairs = [
             (reader, new) for i, new in rewritten.results.items() if (reader := self.loop.results[i][1]) is not None
         ]
@@ -147,7 +166,7 @@ class _Classifier:
         trip = self.loop.trip.meta["val"] if isinstance(self.loop.trip, fx.Node) else self.loop.trip
         return largest_error(pairs, [*loop_inputs, *read], self.program.weights, trip)
 
-    def _replace(self, index: int, rewritten: Rewritten) -> None:
+    def _replace(self, rewritten: Rewritten) -> None:
         loop = self.loop
         for i, new in rewritten.results.items():
             value, reader = loop.results[i]
@@ -157,7 +176,14 @@ class _Classifier:
                 loop.results[i] = (value, None)
         for i in sorted((i for i in rewritten.results if i >= len(loop.carries)), reverse=True):
             loop.drop_result(i)
-        inner = loop.drop_carry(index)
+        inner = [loop.drop_carry(i) for i in sorted(rewritten.carries, reverse=True)]
         loop.erase_unused()
-        if not inner.users:
-            loop.body.graph.erase_node(inner)
+        for node in inner:
+            if not node.users:
+                loop.body.graph.erase_node(node)
+
+
+def _said(reason: Exception) -> str:
+    """Why, in one line; what is no refusal is said with its kind."""
+    kind = "" if isinstance(reason, NotMultilinear) else f"{type(reason).__name__}: "
+    return kind + (str(reason).splitlines() or ["no reason"])[0]

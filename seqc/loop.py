@@ -59,6 +59,10 @@ class Loop:
     def ys(self) -> list[fx.Node]:
         return [value for value, _ in self.results[len(self.carries) :]]
 
+    @property
+    def is_read_by_nobody(self) -> bool:
+        return all(reader is None for _, reader in self.results)
+
     def operations(self) -> list[fx.Node]:
         return [n for n in self.body.graph.nodes if n.op == "call_function"]
 
@@ -160,7 +164,7 @@ class Loop:
     def commit(self) -> None:
         """Write the edited recurrence back. With no result left the node is removed."""
         self.sync()
-        if all(reader is None for _, reader in self.results):
+        if self.is_read_by_nobody:
             self.gm.graph.erase_node(self.node)
             return
         pairs = (*self.carries, *self.xs, *self.invariants)

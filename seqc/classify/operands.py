@@ -53,6 +53,25 @@ class Operands:
             node = self.emit(aten.mul.Tensor, node, value.node)
         return node if term.scale == 1 else self.emit(aten.mul.Tensor, node, term.scale)
 
+    def varies(self, factor: Factor) -> bool:
+        """Whether ``factor`` differs from step to step."""
+        if factor.node.graph is self.emit.graph:
+            return TIME in factor.labels
+        value = self.outside.value(factor.node)
+        return value is None or value.batched
+
+    def vector(self, term: Term, label: Label) -> fx.Node:
+        """``term``, the same in each step, as [size of ``label``]."""
+        size = self.size(label)
+        node: fx.Node | None = None
+        for factor in term.factors:
+            value = self._aligned(factor, [label])
+            node = value.node if node is None else self.emit(aten.mul.Tensor, node, value.node)
+        if node is None:
+            return self.emit(aten.full.default, [size], term.scale, dtype=self._dtype())
+        node = node if term.scale == 1 else self.emit(aten.mul.Tensor, node, term.scale)
+        return node if label in term.support else self.emit(aten.expand.default, node, [size])
+
     def every_step(self, value: Value) -> fx.Node:
         """``value`` with the time axis, repeated where it is the same in each step."""
         if value.batched:

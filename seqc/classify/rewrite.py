@@ -24,12 +24,16 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Rewritten:
-    """``results`` maps the index of a loop's result to the node that replaces it; ``why`` says what was recognised."""
+    """``results`` maps the index of a loop's result to the node that replaces it; ``why`` says what was recognised.
+
+    ``carries`` are those that the op replaces.
+    """
 
     name: str
     why: str
     results: dict[int, fx.Node]
     written: list[fx.Node]
+    carries: tuple[int, ...]
 
 
 def as_linear_scan(
@@ -50,7 +54,7 @@ def as_linear_scan(
     node = ops.emit(torch.ops.seqc.linear_scan.default, decay, added, state, loop.reverse)
     steps, final = (ops.emit(operator.getitem, node, i) for i in (0, 1))
     why = f"each element decays by a factor of its own; {len(update.update)} terms are added"
-    return Rewritten("linear_scan", why, {index: final, **dict.fromkeys(results, steps)}, loop.emit.since(mark))
+    return Rewritten("linear_scan", why, {index: final, **dict.fromkeys(results, steps)}, loop.emit.since(mark), (index,))
 
 
 def _sum(ops: Operands, terms: tuple[Term, ...], groups: Groups) -> fx.Node:
@@ -82,7 +86,7 @@ def as_selective_scan(
     y = ops.restored(y, [batch, channel], read.axes, 1)
     final = ops.restored(final, groups, update.labels, 0)
     why = "a diagonal state with decays exp(step * rate), one input and one output vector for all channels"
-    return Rewritten("selective_scan", why, {index: final, result: y}, loop.emit.since(mark))
+    return Rewritten("selective_scan", why, {index: final, result: y}, loop.emit.since(mark), (index,))
 
 
 def as_linear_attention(
@@ -123,4 +127,4 @@ def as_linear_attention(
     final = ops.restored(final, groups, update.labels, 0)
     rule = rule_of(decay, beta)
     why = f"a matrix state with a rank-1 update, rule {rule!r}"
-    return Rewritten("linear_attention", why, {index: final, result: out}, loop.emit.since(mark))
+    return Rewritten("linear_attention", why, {index: final, result: out}, loop.emit.since(mark), (index,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ import torch
 import torch.fx as fx
 
 from seqc.axes import PERMUTES, order_of
-from seqc.classify.forms import Form, Label, NotMultilinear
+from seqc.classify.forms import Factor, Form, Label, NotMultilinear
+from seqc.pieces import piece
 from seqc.program import named_args
 from seqc.verify import same_shape
 
@@ -211,7 +213,34 @@ def _einsum(terms: Terms, node: fx.Node) -> Form:
     return result
 
 
-ADDITIVE = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar,
+def _sliced(terms: Terms, node: fx.Node) -> Form:
+    """A slice of a value, or one part of a split: that of every factor which the axis is one of."""
+    cut = piece(node)
+    if cut is None:
+        raise NotMultilinear(f"a result of {node.target}, which is no part of fixed place of a tensor")
+    source, dim = cut.source, cut.axis
+    form = terms.operand(source)
+    axis = form.axes[dim]
+    if same_shape(source.meta["val"].shape, node.meta["val"].shape):
+        return form
+    if len(axis) != 1:
+        raise NotMultilinear("a part of a broadcast or merged axis")
+    size = node.meta["val"].shape[dim]
+    new = None if size == 1 else terms.label(size)
+    parts: dict[Factor, Factor] = {}
+    with terms.emit.before(node):
+        for factor in {f for t in form.terms for f in t.factors if axis[0] in f.support}:
+            if factor.node in terms.states or factor.node.graph is not terms.emit.graph:
+                raise NotMultilinear("a part of the state")
+            part = terms.emit(aten.slice.Tensor, factor.node, factor.labels.index(axis[0]), cut.start, cut.end)
+            labels = tuple(new if label == axis[0] else label for label in factor.labels)
+            parts[factor] = Factor(part, labels, factor.power)
+    axes = list(form.axes)
+    axes[dim] = () if new is None else (new,)
+    return Form(tuple(axes), tuple(replace(t, factors=tuple(parts.get(f, f) for f in t.factors)) for t in form.terms))
+
+
+ADDITIVE = frozenset({operator.getitem, aten.slice.Tensor,aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar,
                        aten.rsub.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
                        aten.lerp.Tensor, aten.lerp.Scalar, aten.linear.default, aten.addmm.default,
                        aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default,
@@ -234,6 +263,8 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(PERMUTES, _permuted),
     **dict.fromkeys((aten.view.default, aten.reshape.default, aten._unsafe_view.default), _reshaped),
     aten.expand.default: _expanded,
+    aten.slice.Tensor: _sliced,
+    operator.getitem: _sliced,
     aten.sum.dim_IntList: _sum,
     **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default), _matmul),
     aten.linear.default: _linear,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -65,7 +66,9 @@ class Terms:
     def _read_by_rule(self, node: fx.Node) -> list[fx.Node]:
         """The operands whose forms that of ``node`` is made of."""
         expanded = node.target in RULES and (self.reads(node) or node.target not in ADDITIVE)
-        return node.all_input_nodes if expanded and node not in self.states else []
+        if not expanded or node in self.states:
+            return []
+        return node.args[0].all_input_nodes if node.target is operator.getitem else node.all_input_nodes  # type: ignore[union-attr]
 
     def atom(self, node: fx.Node) -> Form:
         """``node`` as one factor, with labels of its own."""

@@ -9,6 +9,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_scan": ("sequential",),
     "selective_scan": ("channels_last",),
     "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential"),
+    "gated_rnn": ("native", "sequential"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from seqc.lowerings import FORMS, chunked_attention, linear_attention, linear_scan, selective_scan
+from seqc.lowerings import FORMS, chunked_attention, gated_rnn, linear_attention, linear_scan, selective_scan
 from seqc.lowerings.base import Lowering
 
 _ALL = {
     (form.op, form.name): form
-    for module in (linear_scan, selective_scan, linear_attention, chunked_attention)
+    for module in (linear_scan, selective_scan, linear_attention, chunked_attention, gated_rnn)
     for form in module.LOWERINGS
 }
 

@@ -238,7 +238,7 @@ class _Layers:
         columns: list[list[Value]] = [[], [], []]
         for direction in range(self.directions):
             start = (layer * self.directions + direction) * per
-            ordered = [_reordered(p, gates, order) for p in self.params[start : start + per]]
+            ordered = [reordered(p, gates, order) for p in self.params[start : start + per]]
             if self.has_biases:
                 ordered[2:] = [op.Concat(*ordered[2:], axis=0)]
             for column, part in zip(columns, ordered, strict=False):
@@ -247,7 +247,7 @@ class _Layers:
         return w, r, b
 
 
-def _reordered(weight: Value, gates: int, order: tuple[int, ...]) -> Value:
+def reordered(weight: Value, gates: int, order: tuple[int, ...]) -> Value:
     """The gates of a weight or bias, stacked on axis 0, in ONNX's order."""
     if order == tuple(range(gates)):
         return weight
