@@ -8,13 +8,33 @@ from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.hoist import Hoist
 from seqc.passes.sink import Sink
 from seqc.passes.split_complex import SplitComplex
+from seqc.passes.split_projections import SplitProjections
+from seqc.passes.split_recurrence import SplitRecurrence
 from seqc.rewrite import Pass
 
-__all__ = ["BY_NAME", "DEFAULT", "ClassifyRecurrence", "Hoist", "Sink", "SplitComplex", "register"]
+__all__ = [
+    "BY_NAME",
+    "DEFAULT",
+    "ClassifyRecurrence",
+    "Hoist",
+    "Sink",
+    "SplitComplex",
+    "SplitProjections",
+    "SplitRecurrence",
+    "register",
+]
 
-# Complex values first: what Hoist then moves is real, and the projections it looks for are plain matrix products. Then
-# loops have in their bodies what depends on the state, and what blows up memory outside: this is what is recognised.
-DEFAULT: tuple[Pass, ...] = (SplitComplex(), Hoist(), Sink(), ClassifyRecurrence())
+# Complex values first: what Hoist then moves is real, and the projections it looks for are plain matrix products, which
+# are first told apart by what they read. Then loops have in their bodies what depends on the state, and what blows up
+# memory outside: this is what is recognised.
+DEFAULT: tuple[Pass, ...] = (
+    SplitComplex(),
+    SplitProjections(),
+    SplitRecurrence(),
+    Hoist(),
+    Sink(),
+    ClassifyRecurrence(),
+)
 """The passes that run unless told otherwise, in this order."""
 
 

@@ -66,6 +66,16 @@ class Loop:
     def operations(self) -> list[fx.Node]:
         return [n for n in self.body.graph.nodes if n.op == "call_function"]
 
+    def carries_behind(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The carries, as the body knows them, that ``node`` of the body is computed from in the same step."""
+        carries = {inner for _, inner in self.carries}
+        seen, pending = {node}, [node]
+        while pending:
+            new = [n for n in pending.pop().all_input_nodes if n not in seen]
+            seen.update(new)
+            pending += new
+        return frozenset(seen & carries)
+
     def sync(self) -> None:
         """Let the body's output node say what ``results`` says, so that users of a value are known."""
         self.body.graph.output_node().args = (tuple(value for value, _ in self.results),)

@@ -13,13 +13,15 @@ from seqc.classify.forms import Factor, Form, Label, NotMultilinear, Term
 from seqc.classify.operands import Operands
 from seqc.classify.rewrite import Rewritten
 from seqc.classify.terms import Terms
+from seqc.emit import Emitter
 from seqc.loop import Loop
 from seqc.outside import Outside
-from seqc.pieces import joined
+from seqc.pieces import joined, piece
 
 aten = torch.ops.aten
 
 _SIGMOID, _TANH, _RELU = aten.sigmoid.default, aten.tanh.default, aten.relu.default
+_ACTIVATIONS = frozenset({_SIGMOID, _TANH, _RELU})
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,13 @@ class _Reader:
         self.following = loop.next_carries[index]
         if self.h.meta["val"].dim() != 2:
             raise NotMultilinear(f"a state of {self.h.meta['val'].dim()} axes instead of batch and units")
+        cut = _activated_pieces(loop)
         self.terms = Terms(loop.body, [self.h], loop.emit.mode)
         for node in loop.operations():
-            if node.target in (_SIGMOID, _TANH, _RELU) and self.terms.reads(node):
+            if node.target in _ACTIVATIONS and self.terms.reads(node):
                 self.terms.name(node, self.terms.atom(node))
+        for node, activation in cut.items():
+            self.terms.name(node, self.terms.form(activation))
 
     def cell(self) -> Cell:
         if self.following.target in (_TANH, _RELU):
@@ -197,6 +202,8 @@ class _Reader:
             if state is None:
                 if any(self._reads(f) for f in term.factors):
                     raise NotMultilinear("a gate that another gate multiplies")
+                if any(self.loop.carries_behind(f.node) for f in term.factors):
+                    raise NotMultilinear("a gate that reads another state than its own")
                 inputs.append(term)
                 continue
             rest = Term(term.scale, tuple(f for f in term.factors if f is not state))
@@ -245,6 +252,19 @@ class _Reader:
 
     def _reads(self, factor: Factor) -> bool:
         return self.terms.reads(factor.node)
+
+
+def _activated_pieces(loop: Loop) -> dict[fx.Node, fx.Node]:
+    """For each part of a value behind an activation, the same activation of the part, written in the body."""
+    emit = Emitter(loop.body, loop.emit.mode)
+    written = {}
+    for node in loop.operations():
+        part = piece(node)
+        if part is not None and part.source.target in _ACTIVATIONS:
+            with emit.before(node):
+                source = emit(aten.slice.Tensor, part.source.args[0], part.axis, part.start, part.end)
+                written[node] = emit(part.source.target, source)
+    return written
 
 
 def _pick(nodes: Sequence[fx.Node] | set[fx.Node], target: object) -> fx.Node | None:

@@ -8,6 +8,7 @@ recurrence is built (``build_loop``).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ import torch.fx as fx
 from seqc.frontend.align import Alignment, DirectionError, MisalignedError
 from seqc.frontend.build_loop import build
 from seqc.frontend.columns import Carry, Column, Index, Invariant, Read, Result, step_of, walk
+from seqc.ops.recurrence import is_recurrence
 from seqc.program import Program, flat_args, source_line
 from seqc.rewrite import remove_dead_code
 
@@ -170,7 +172,7 @@ def _last_value_loop(
     families: dict[tuple[Any, ...], dict[int, fx.Node]] = {}
     for node in program.graph.nodes:
         place = step_of(node)
-        if place is not None and depends_on_length(node):
+        if place is not None and (depends_on_length(node) or _is_result_of_a_loop(node.args[0])):
             families.setdefault((*node.args[:2], place[1]), {})[place[0]] = node
     for reads in families.values():
         ordered = [reads[i] for i in sorted(reads)]
@@ -185,6 +187,10 @@ def _last_value_loop(
             if loop is not None:
                 return loop
     return None
+
+
+def _is_result_of_a_loop(node: Any) -> bool:
+    return node.target is operator.getitem and is_recurrence(node.args[0])
 
 
 def _grow(reads: list[fx.Node]) -> Loop | None:

@@ -110,3 +110,14 @@ def body_of(program: Program) -> fx.GraphModule:
     """The body of the only recurrence of a Program."""
     (body,) = [m for m in program.graph_modules() if m is not program.graph_module]
     return body
+
+
+def dialect_of(program: Program) -> list[str]:
+    """The dialect ops and loops of the main graph, in order."""
+    names = []
+    for node in program.graph.nodes:
+        if node.target is recurrence:
+            names.append("recurrence")
+        elif str(node.target).startswith("seqc."):
+            names.append(str(node.target).split(".")[1])
+    return names

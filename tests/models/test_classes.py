@@ -22,7 +22,9 @@ BECAME = {
     "linear_attention": "linear_attention, linear_scan",
     "deltanet": "linear_attention",
     "rwkv": "loop",
-    "lstm_cell_loop": "loop",
+    "lstm_cell_loop": "gated_rnn",
+    "gru_cell_loop": "gated_rnn",
+    "loop_layers_inside": "gated_rnn",
 }
 
 

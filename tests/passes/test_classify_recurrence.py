@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import seqc
-from seqc.ops.recurrence import is_recurrence
 from seqc.passes import DEFAULT
 from seqc.pipeline import run_passes
 from seqc.program import Program
 from seqc.text import text
+from tests.helpers.programs import dialect_of
 
 B, H, K, V, D, N = 2, 3, 8, 7, 6, 8
 Function = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -58,17 +58,6 @@ def classified(function: Function) -> tuple[Program, list[str]]:
         given = values(batch, length)
         torch.testing.assert_close(program(*(given[p.name] for p in program.inputs))[0], module(**given))
     return program, list(record.reasons)
-
-
-def dialect(program: Program) -> list[str]:
-    """The dialect ops and loops, in order."""
-    names = []
-    for node in program.graph.nodes:
-        if is_recurrence(node):
-            names.append("recurrence")
-        elif str(node.target).startswith("seqc."):
-            names.append(str(node.target).split(".")[1])
-    return names
 
 
 def loop(i: dict[str, torch.Tensor], state: torch.Tensor, step: Callable[..., tuple[torch.Tensor, torch.Tensor]]):
@@ -159,7 +148,7 @@ MATRIX = {
 )
 def test_matrix_states_in_any_spelling_become_linear_attention(rule: str, step: Callable[..., object]) -> None:
     program, reasons = classified(lambda i: loop(i, zeros(i, H, K, V), step))
-    assert dialect(program) == ["linear_attention"]
+    assert dialect_of(program) == ["linear_attention"]
     (reason,) = reasons
     assert f"rule '{rule}'" in reason and "confirmed in float64" in reason and "test_classify_recurrence.py:" in reason
 
@@ -221,7 +210,7 @@ def selective_states_first(i):
 @pytest.mark.parametrize("function", [selective_inside, selective_outside])
 def test_state_space_models_in_any_spelling_become_a_selective_scan(function: Function) -> None:
     program, _ = classified(function)
-    assert dialect(program) == ["selective_scan"]
+    assert dialect_of(program) == ["selective_scan"]
 
 
 # -- element by element ------------------------------------------------------------------------------------------------
@@ -254,7 +243,7 @@ DIAGONAL: dict[str, Callable[..., torch.Tensor]] = {
 @pytest.mark.parametrize("name", DIAGONAL)
 def test_elements_with_decays_of_their_own_become_a_linear_scan(name: str) -> None:
     program, _ = classified(diagonal(DIAGONAL[name]))
-    assert dialect(program) == ["linear_scan"]
+    assert dialect_of(program) == ["linear_scan"]
 
 
 def test_a_loop_from_the_end_becomes_a_reverse_scan() -> None:
@@ -281,7 +270,7 @@ def test_independent_states_of_one_loop_are_told_apart() -> None:
         return torch.stack(out, 1)
 
     program, _ = classified(function)
-    assert sorted(dialect(program)) == ["linear_attention", "linear_scan"]
+    assert sorted(dialect_of(program)) == ["linear_attention", "linear_scan"]
 
 
 # -- must not match ----------------------------------------------------------------------------------------------------
@@ -312,7 +301,7 @@ REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
 def test_what_is_not_affine_element_by_element_stays_a_loop_with_its_reason(name: str) -> None:
     step, why = REFUSED[name]
     program, reasons = classified(diagonal(step))
-    assert dialect(program) == ["recurrence"]
+    assert dialect_of(program) == ["recurrence"]
     (reason,) = reasons
     assert "stays sequential" in reason and why in reason
 
@@ -351,5 +340,5 @@ def two_readouts(s, q, k, v, g):
 )
 def test_what_only_resembles_linear_attention_stays_a_loop(step: Callable[..., object]) -> None:
     program, reasons = classified(lambda i: loop(i, zeros(i, H, K, V), step))
-    assert dialect(program) == ["recurrence"]
+    assert dialect_of(program) == ["recurrence"]
     assert all("stays sequential" in reason for reason in reasons)
