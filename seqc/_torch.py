@@ -437,6 +437,22 @@ def lower_bound(size: int | torch.SymInt, ranges: dict[sympy.Symbol, tuple[int, 
     return int(low) if low.is_Integer else None
 
 
+def largest(size: int | torch.SymInt) -> int | None:
+    """The largest value that the declared ranges of dimensions allow a size; None where there is none."""
+    if isinstance(size, int):
+        return size
+    high = size.node.shape_env.bound_sympy(size.node.expr).upper  # type: ignore[union-attr]
+    return int(high) if high.is_Integer else None
+
+
+def set_largest(symbol: sympy.Symbol, mode: Any, most: int) -> None:
+    """Narrow the range of a dimension: it is at most ``most``."""
+    from torch.utils._sympy.value_ranges import ValueRanges
+
+    ranges = mode.shape_env.var_to_range
+    ranges[symbol] = ValueRanges(ranges[symbol].lower, sympy.Integer(most))
+
+
 def onnx_scan(
     step: Callable[..., Sequence[Any]], carries: Sequence[Any], xs: Sequence[Any], axes: Sequence[int], reverse: bool
 ) -> Sequence[Any]:

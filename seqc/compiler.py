@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import seqc
+from seqc import _torch
 from seqc.artifact import write_artifact
 from seqc.check import CheckReport, check, first_divergence, to_numpy
 from seqc.errors import UsageError, VerificationError
@@ -32,7 +33,7 @@ from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
-from seqc.target import get_target
+from seqc.target import Target, get_target
 from seqc.text import text
 from seqc.verify import verify
 
@@ -127,7 +128,7 @@ def compile(
         module.eval()
     try:
         signature = bind(module, examples, shapes)
-        return _compile(module, signature, goal.name, version, steps, chosen, check, progress)
+        return _compile(module, signature, goal, version, steps, chosen, check, progress)
     finally:
         if training:
             module.train()
@@ -136,7 +137,7 @@ def compile(
 def _compile(
     module: nn.Module,
     signature: Signature,
-    target: str,
+    goal: Target,
     opset: int,
     steps: list[Pass],
     options: dict[str, Any],
@@ -154,6 +155,7 @@ def _compile(
 
     start = time.perf_counter()
     program = trace_signature(module, signature, loops=options["loops"])
+    bound(program, goal.longest)
     verify(program)
     stage("trace", program.node_count(), time.perf_counter() - start)
     traced = program.copy()
@@ -163,7 +165,7 @@ def _compile(
     stage("export", sum(1 for _ in model.graph.all_nodes()), time.perf_counter() - start)
     signature = fixed(signature, program)
     report: dict[str, Any] = {"stages": stages, "passes": [vars(r) for r in records], "check": None}
-    manifest = _manifest(module, program, target, opset, records, options["tolerance"])
+    manifest = _manifest(module, program, goal.name, opset, records, options["tolerance"])
     compiled = Compiled(program, model, manifest, report)
     if checked:
         start = time.perf_counter()
@@ -174,6 +176,17 @@ def _compile(
             _fail(result, source, traced, steps, compiled, signature, options["tolerance"])
         stage("check", len(result.cases), time.perf_counter() - start)
     return compiled
+
+
+def bound(program: Program, longest: int | None) -> None:
+    """Give every dimension an upper bound where a target wants one."""
+    if longest is None:
+        return
+    for dim in program.dims:
+        if dim.max is None:
+            _torch.set_largest(dim.symbol, program.fake_mode, longest)
+            program.notes.append(f"dimension {dim.name!r} is at most {longest}: give it an upper bound of its own")
+    program.dims = tuple(replace(d, max=longest) if d.max is None else d for d in program.dims)
 
 
 def run_check(

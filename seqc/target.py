@@ -13,7 +13,9 @@ class Target:
     """What a runtime can execute: the range of ONNX opsets it takes, and the one used where none is asked for.
 
     ``runs_on`` names the program that loads the artifact; ``dtypes`` the element types (numpy names) it computes with;
-    ``domains`` the operator domains it has besides the standard one.
+    ``domains`` the operator domains it has besides the standard one. ``avoids_loops`` says that a loop costs a kernel for each
+    operation of each step there. ``longest`` is the size up to which a dimension without an upper bound can be used (None:
+    any).
     """
 
     name: str
@@ -23,6 +25,8 @@ class Target:
     default_opset: int
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "int64", "int32", "bool")
     domains: tuple[str, ...] = ()
+    avoids_loops: bool = False
+    longest: int | None = None
 
     def check_opset(self, asked: int | None) -> int:
         """The opset to emit. Raises UsageError where ``asked`` is outside the range."""
@@ -52,6 +56,16 @@ TARGETS: dict[str, Target] = {
             opsets=range(18, 25),
             default_opset=20,
             domains=("com.microsoft",),
+        ),
+        Target(
+            name="tensorrt",
+            summary="ONNX for TensorRT to build engines of: standard operators without plugins, scans without loops",
+            runs_on="onnxruntime",
+            opsets=range(18, 25),
+            default_opset=20,
+            dtypes=("float32", "float16", "int64", "int32", "bool"),
+            avoids_loops=True,
+            longest=65536,
         ),
     )
 }

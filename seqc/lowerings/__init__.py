@@ -6,10 +6,17 @@ The first form that a target has, and that takes the node, wins; :class:`seqc.lo
 from __future__ import annotations
 
 FORMS: dict[str, tuple[str, ...]] = {
-    "linear_scan": ("sequential",),
-    "selective_scan": ("channels_last",),
-    "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential"),
+    "linear_scan": ("sequential", "prefix"),
+    "selective_scan": ("channels_last", "prefix"),
+    "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
+
+FIRST_WITHOUT_LOOPS: dict[str, str] = {
+    "linear_scan": "prefix",
+    "selective_scan": "prefix",
+    "linear_attention": "parallel_chunks",
+}
+"""The form to try first where a target runs a loop as a kernel for each operation of each step."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def _whole_chunks_and_rest(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     count = trip // CHUNK if isinstance(trip, int) else emit(operator.floordiv, trip, CHUNK)
     whole = emit(operator.mul, count, CHUNK) if isinstance(count, fx.Node) else count * CHUNK
     rate = None if beta is None else emit(aten.unsqueeze.default, beta, -1)
-    xs = [_chunks(emit, x, count, whole) for x in (query, key, value, decay, rate) if x is not None]
+    first = [emit(aten.slice.Tensor, x, 0, 0, whole) for x in (query, key, value, decay, rate) if x is not None]
+    xs = [chunks(emit, x, count) for x in first]
     masks = _masks(emit, dtype, delta=beta is not None)
     body = _chunk(decay is not None, beta is not None)
     middle, head = write_loop(emit, body, count, [state], xs, masks)
@@ -82,17 +84,21 @@ def _whole_chunks_and_rest(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     return [emit(aten.cat.default, [head, tail], 0), final]
 
 
-def _chunks(emit: Emitter, x: fx.Node, count: Any, whole: Any) -> fx.Node:
-    """[trip, batch, heads, size] as [chunks, batch, heads, CHUNK, size]."""
-    first = emit(aten.slice.Tensor, x, 0, 0, whole)
-    split = emit(aten.reshape.default, first, [count, CHUNK, *(size_of(emit, x, axis) for axis in (1, 2, 3))])
+def chunks(emit: Emitter, x: fx.Node, count: Any) -> fx.Node:
+    """[count * CHUNK, batch, heads, size] as [count, batch, heads, CHUNK, size]."""
+    split = emit(aten.reshape.default, x, [count, CHUNK, *(size_of(emit, x, axis) for axis in (1, 2, 3))])
     return emit(aten.permute.default, split, [0, 2, 3, 1, 4])
+
+
+def triangles(emit: Emitter, dtype: torch.dtype) -> list[fx.Node]:
+    """[CHUNK, CHUNK]: 1 where j <= i, and where j < i."""
+    ones = emit(aten.ones.default, [CHUNK, CHUNK], dtype=dtype)
+    return [emit(aten.tril.default, ones), emit(aten.tril.default, ones, -1)]
 
 
 def _masks(emit: Emitter, dtype: torch.dtype, delta: bool) -> list[fx.Node]:
     """[CHUNK, CHUNK]: j <= i, and j < i; for delta rules also the diagonal and the blocks of :func:`_inverse`."""
-    ones = emit(aten.ones.default, [CHUNK, CHUNK], dtype=dtype)
-    lower, below = emit(aten.tril.default, ones), emit(aten.tril.default, ones, -1)
+    lower, below = triangles(emit, dtype)
     if not delta:
         return [lower, below]
     diagonal = emit(aten.sub.Tensor, lower, below)
@@ -119,35 +125,52 @@ def _same_block(emit: Emitter, size: int, dtype: torch.dtype) -> fx.Node:
     return emit(aten._to_copy.default, same, dtype=dtype)
 
 
+@dataclass(frozen=True)
+class Decays:
+    """What the decays of a chunk multiply, None for no decay: ``factors`` [.., CHUNK, CHUNK] are exp(s_ij) for j <= i and 0
+    above, ``since`` [.., CHUNK, 1] exp(c_i), ``until`` [.., 1, CHUNK] exp(s_Qj), ``total`` [.., 1, 1] exp(c_Q)."""
+
+    factors: fx.Node
+    since: fx.Node | None = None
+    until: fx.Node | None = None
+    total: fx.Node | None = None
+
+    @classmethod
+    def of(cls, emit: Emitter, logs: fx.Node | None, lower: fx.Node, below: fx.Node) -> Decays:
+        """Of the logarithms [.., CHUNK, 1]."""
+        if logs is None:
+            return cls(lower)
+        log = emit(aten.clamp_min.default, logs, _LOG_ZERO)
+        spread = emit(aten.cumsum.default, emit(aten.mul.Tensor, log, below), -2)
+        factors = emit(aten.mul.Tensor, emit(aten.exp.default, spread), lower)
+        since = emit(aten.exp.default, emit(aten.cumsum.default, log, -2))
+        until = emit(aten.slice.Tensor, factors, -2, CHUNK - 1, CHUNK)
+        return cls(factors, since, until, emit(aten.slice.Tensor, since, -2, CHUNK - 1, CHUNK))
+
+
+def times(emit: Emitter, x: fx.Node, factor: fx.Node | None) -> fx.Node:
+    return x if factor is None else emit(aten.mul.Tensor, x, factor)
+
+
 def _chunk(decayed: bool, delta: bool) -> Step:
     def step(
         emit: Emitter, carries: list[fx.Node], xs: list[fx.Node], masks: list[fx.Node]
     ) -> tuple[list[fx.Node], list[fx.Node]]:
         (state,), (q, k, u, *rest), (lower, below, *inverting) = carries, xs, masks
         keys = emit(aten.transpose.int, k, -2, -1)
-        factors, since, until, total = lower, None, None, None
-        if decayed:
-            log = emit(aten.clamp_min.default, rest.pop(0), _LOG_ZERO)
-            spread = emit(aten.cumsum.default, emit(aten.mul.Tensor, log, below), -2)  # s_ij
-            factors = emit(aten.mul.Tensor, emit(aten.exp.default, spread), lower)
-            since = emit(aten.exp.default, emit(aten.cumsum.default, log, -2))  # exp(c_i), [.., CHUNK, 1]
-            until = emit(aten.slice.Tensor, factors, -2, CHUNK - 1, CHUNK)  # exp(s_Qj), [.., 1, CHUNK]
-            total = emit(aten.slice.Tensor, since, -2, CHUNK - 1, CHUNK)
-
-        def times(x: fx.Node, factor: fx.Node | None) -> fx.Node:
-            return x if factor is None else emit(aten.mul.Tensor, x, factor)
-
+        decays = Decays.of(emit, rest.pop(0) if decayed else None, lower, below)
+        factors, since = decays.factors, decays.since
         if delta:
             (rate,) = rest
             alike = emit(aten.mul.Tensor, emit(aten.matmul.default, k, keys), emit(aten.mul.Tensor, factors, below))
-            seen = times(emit(aten.matmul.default, k, state), since)
+            seen = times(emit, emit(aten.matmul.default, k, state), since)
             wanted = emit(aten.mul.Tensor, rate, emit(aten.sub.Tensor, u, seen))
             u = emit(aten.matmul.default, _inverse(emit, emit(aten.mul.Tensor, rate, alike), inverting), wanted)
         scores = emit(aten.mul.Tensor, emit(aten.matmul.default, q, keys), factors)
         within = emit(aten.matmul.default, scores, u)
-        across = times(emit(aten.matmul.default, q, state), since)
-        added = emit(aten.matmul.default, times(keys, until), u)
-        return [emit(aten.add.Tensor, times(state, total), added)], [emit(aten.add.Tensor, across, within)]
+        across = times(emit, emit(aten.matmul.default, q, state), since)
+        added = emit(aten.matmul.default, times(emit, keys, decays.until), u)
+        return [emit(aten.add.Tensor, times(emit, state, decays.total), added)], [emit(aten.add.Tensor, across, within)]
 
     return step
 

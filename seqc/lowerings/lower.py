@@ -11,7 +11,7 @@ import torch.fx as fx
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
 from seqc.lowerings.base import Lowering, Refused
-from seqc.lowerings.table import LOWERINGS
+from seqc.lowerings.table import forms_of
 from seqc.program import Program, module_path, source_line
 from seqc.rewrite import remove_dead_code
 from seqc.target import Target
@@ -38,7 +38,7 @@ class Lower:
         for gm in program.graph_modules():
             emit = Emitter(gm, program.fake_mode)
             for node in list(gm.graph.nodes):
-                if forms := LOWERINGS.get(_op_name(node)):
+                if forms := forms_of(_op_name(node), self.target):
                     self._lower(program, emit, node, forms)
                     changes += 1
         if changes:

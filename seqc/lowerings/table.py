@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from seqc.lowerings import FORMS, chunked_attention, gated_rnn, linear_attention, linear_scan, selective_scan
+from seqc.lowerings import FIRST_WITHOUT_LOOPS, FORMS, chunked_attention, gated_rnn, linear_attention, linear_scan, parallel_attention, prefix, selective_scan
 from seqc.lowerings.base import Lowering
+from seqc.target import Target
 
 _ALL = {
     (form.op, form.name): form
-    for module in (linear_scan, selective_scan, linear_attention, chunked_attention, gated_rnn)
+    for module in (linear_scan, parallel_attention, prefix, selective_scan, linear_attention, chunked_attention, gated_rnn, prefix, parallel_attention)
     for form in module.LOWERINGS
 }
 
@@ -17,3 +18,10 @@ LOWERINGS: dict[str, tuple[Lowering, ...]] = {
 """The forms of each op in the order in which they are tried."""
 
 assert not _ALL, f"lowerings that FORMS does not list: {list(_ALL)}"
+
+
+def forms_of(op: str, target: Target) -> tuple[Lowering, ...]:
+    """The forms of ``op`` in the order in which they are tried for ``target``; none where it is no op that is lowered."""
+    forms = LOWERINGS.get(op, ())
+    first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
+    return tuple(sorted(forms, key=lambda form: form.name != first))
