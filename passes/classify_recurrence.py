@@ -80,9 +80,7 @@ class _Classifier:
                 self.loop = Loop(self.loop.gm, self.loop.node, self.loop.emit.mode)
         return count
 
-    def _carry(
-        self, index: int, attempt: Callable[[int], Rewritten], failed: Callable[[int, Exception], None]
-    ) -> bool:
+    def _carry(self, index: int, attempt: Callable[[int], Rewritten], failed: Callable[[int, Exception], None]) -> bool:
         """Replace carry ``index`` and what reads it; False where it stays."""
         mark = self.loop.emit.mark()
         try:

@@ -17,7 +17,7 @@ from seqc.rewrite import replace_node
 
 aten = torch.ops.aten
 
-_TRANSPOSED = {aten.linear.default: True, aten.mm.default: False, aten.matmul.default: False}
+_TRANSPOSED: dict[Any, bool] = {aten.linear.default: True, aten.mm.default: False, aten.matmul.default: False}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _parts(node: Any) -> list[fx.Node]:
     parts, axis = (*node.args, 0)[:2]
     rank = node.meta["val"].dim()
     widths = [part.meta["val"].shape[-1] for part in parts]  # type: ignore[union-attr]
-    last = axis % rank == rank - 1 and all(part.meta["val"].dim() == rank for part in parts)  # type: ignore[operator, union-attr]
+    last = axis % rank == rank - 1 and all(part.meta["val"].dim() == rank for part in parts)  # type: ignore[union-attr]
     return list(parts) if last and all(isinstance(w, int) for w in widths) else []  # type: ignore[arg-type]
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import networkx as nx
-import torch
 import torch.fx as fx
 
 from seqc.batch import Value, is_projection
@@ -168,11 +167,14 @@ class _Writer:
                     known[node] = emit.graph.node_copy(node, known.__getitem__)
             return [known[loop.next_carries[i]] for i in mine], [known[value] for value in wanted]
 
-        sources = [[outer for outer, _ in group] for group in (carried, xs, invariants)]
-        written = write_loop(loop.emit, step, loop.trip, *sources, reverse=loop.reverse)
+        first, steps, same = ([outer for outer, _ in group] for group in (carried, xs, invariants))
+        written = write_loop(loop.emit, step, loop.trip, first, steps, same, loop.reverse)
         finals, ys = written[: len(mine)], dict(zip(wanted, written[len(mine) :], strict=True))
         self.outer |= {n: ys[n] for n in handed}
-        for i, new in [*zip(mine, finals, strict=True), *((i, ys[loop.results[i][0]]) for i in results if i not in mine)]:
+        for i, new in [
+            *zip(mine, finals, strict=True),
+            *((i, ys[loop.results[i][0]]) for i in results if i not in mine),
+        ]:
             value, reader = loop.results[i]
             if reader is not None:
                 reader.replace_all_uses_with(new)

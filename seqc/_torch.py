@@ -441,7 +441,7 @@ def largest(size: int | torch.SymInt) -> int | None:
     """The largest value that the declared ranges of dimensions allow a size; None where there is none."""
     if isinstance(size, int):
         return size
-    high = size.node.shape_env.bound_sympy(size.node.expr).upper  # type: ignore[union-attr]
+    high = size.node.shape_env.bound_sympy(size.node.expr).upper
     return int(high) if high.is_Integer else None
 
 

@@ -54,7 +54,9 @@ def as_linear_scan(
     node = ops.emit(torch.ops.seqc.linear_scan.default, decay, added, state, loop.reverse)
     steps, final = (ops.emit(operator.getitem, node, i) for i in (0, 1))
     why = f"each element decays by a factor of its own; {len(update.update)} terms are added"
-    return Rewritten("linear_scan", why, {index: final, **dict.fromkeys(results, steps)}, loop.emit.since(mark), (index,))
+    return Rewritten(
+        "linear_scan", why, {index: final, **dict.fromkeys(results, steps)}, loop.emit.since(mark), (index,)
+    )
 
 
 def _sum(ops: Operands, terms: tuple[Term, ...], groups: Groups) -> fx.Node:

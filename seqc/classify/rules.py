@@ -240,11 +240,13 @@ def _sliced(terms: Terms, node: fx.Node) -> Form:
     return Form(tuple(axes), tuple(replace(t, factors=tuple(parts.get(f, f) for f in t.factors)) for t in form.terms))
 
 
-ADDITIVE = frozenset({operator.getitem, aten.slice.Tensor,aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar,
-                       aten.rsub.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
-                       aten.lerp.Tensor, aten.lerp.Scalar, aten.linear.default, aten.addmm.default,
-                       aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default,
-                       aten.sum.dim_IntList, aten.einsum.default, aten.where.ScalarSelf, aten.where.ScalarOther})  # fmt: skip
+ADDITIVE = frozenset({
+    operator.getitem, aten.slice.Tensor, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
+    aten.rsub.Scalar, aten.rsub.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
+    aten.lerp.Tensor, aten.lerp.Scalar, aten.linear.default, aten.addmm.default, aten.matmul.default,
+    aten.mm.default, aten.bmm.default, aten.mv.default, aten.sum.dim_IntList, aten.einsum.default,
+    aten.where.ScalarSelf, aten.where.ScalarOther,
+})  # fmt: skip
 """Operators that are expanded only on values that read the state: elsewhere their result is an atom."""
 
 RULES: dict[Any, Rule] = {

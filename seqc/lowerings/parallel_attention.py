@@ -1,4 +1,4 @@
-"""``seqc::linear_attention`` with all chunks at once: the formulas of ``chunked``, and a prefix scan over the chunks' states."""
+"""``seqc::linear_attention`` with all chunks at once: the formulas of ``chunked``, and a prefix scan over the states."""
 
 from __future__ import annotations
 

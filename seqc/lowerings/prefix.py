@@ -7,6 +7,7 @@ machines on which a loop of small operations costs a kernel each. Sources: Hilli
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
@@ -30,8 +31,8 @@ def linear_scan(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     a, b = blocks.split(decay, 1.0), blocks.split(update, 0.0)
     inner_a, inner_b = _each_step(emit, a, b, reverse)
     last = 0 if reverse else BLOCK - 1
-    totals = (emit(aten.select.int, x, 1, last) for x in (inner_a, inner_b))
-    entering, final = blocks.entering(*totals, state)
+    total_a, total_b = (emit(aten.select.int, x, 1, last) for x in (inner_a, inner_b))
+    entering, final = blocks.entering(total_a, total_b, state)
     steps = emit(aten.add.Tensor, emit(aten.mul.Tensor, inner_a, emit(aten.unsqueeze.default, entering, 1)), inner_b)
     return [blocks.joined(steps, state), final]
 
@@ -135,7 +136,7 @@ def _each_step(emit: Emitter, a: fx.Node, b: fx.Node, reverse: bool) -> tuple[fx
     """For each step of each block the pair of all steps of the block up to it."""
     order = range(BLOCK - 1, -1, -1) if reverse else range(BLOCK)
     steps_a, steps_b = ([emit(aten.select.int, x, 1, i) for i in range(BLOCK)] for x in (a, b))
-    for before, i in zip(order, order[1:], strict=False):
+    for before, i in itertools.pairwise(order):
         steps_b[i] = emit(aten.add.Tensor, emit(aten.mul.Tensor, steps_a[i], steps_b[before]), steps_b[i])
         steps_a[i] = emit(aten.mul.Tensor, steps_a[i], steps_a[before])
     return emit(aten.stack.default, steps_a, 1), emit(aten.stack.default, steps_b, 1)

@@ -51,12 +51,9 @@ def projection(emit: Emitter, node: fx.Node) -> Projection | None:
     whole = projection(emit, part.source)
     if whole is None:
         return None
-    weight, bias = (
-        value if value is None else emit(aten.slice.Tensor, value, 0, part.start, part.end)
-        for value in (whole.weight, whole.bias)
-    )
-    assert weight is not None
-    return Projection(whole.x, weight, bias)
+    rows = emit(aten.slice.Tensor, whole.weight, 0, part.start, part.end)
+    added = None if whole.bias is None else emit(aten.slice.Tensor, whole.bias, 0, part.start, part.end)
+    return Projection(whole.x, rows, added)
 
 
 def _with_bias(emit: Emitter, node: fx.Node) -> Projection | None:
@@ -76,9 +73,9 @@ def _with_bias(emit: Emitter, node: fx.Node) -> Projection | None:
 
 def _together(emit: Emitter, node: fx.Node) -> Projection | None:
     parts, axis = (*node.args, 0)[:2]
-    if axis % node.meta["val"].dim() != node.meta["val"].dim() - 1:  # type: ignore[operator]
+    if axis % node.meta["val"].dim() != node.meta["val"].dim() - 1:
         return None
-    found = [projection(emit, part) for part in parts]  # type: ignore[union-attr]
+    found = [projection(emit, part) for part in parts]  # type: ignore[arg-type, union-attr]
     wholes = [whole for whole in found if whole is not None]
     if len(wholes) < len(found) or any(whole.x is not wholes[0].x for whole in wholes):
         return None
@@ -86,7 +83,8 @@ def _together(emit: Emitter, node: fx.Node) -> Projection | None:
     if all(whole.bias is None for whole in wholes):
         return Projection(wholes[0].x, weight, None)
     biases = [
-        whole.bias or emit(aten.new_zeros.default, whole.weight, [whole.weight.meta["val"].shape[0]]) for whole in wholes
+        whole.bias or emit(aten.new_zeros.default, whole.weight, [whole.weight.meta["val"].shape[0]])
+        for whole in wholes
     ]
     return Projection(wholes[0].x, weight, joined(emit, biases, 0))
 

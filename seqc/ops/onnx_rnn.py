@@ -25,7 +25,8 @@ def onnx_rnn(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The reference implementation. Raises RuntimeError where the shapes do not fit."""
     gates = torch.nn.functional.linear(x, weight, bias)
-    return gated_rnn(gates, recurrent, recurrent_bias, state, cell, kind, reverse)
+    steps, last, last_cell = gated_rnn(gates, recurrent, recurrent_bias, state, cell, kind, reverse)
+    return steps, last, last_cell
 
 
 @onnx_rnn.register_fake

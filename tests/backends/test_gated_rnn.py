@@ -74,9 +74,7 @@ def assert_right(model: nn.Module, form: str) -> Program:
     return program
 
 
-@pytest.mark.parametrize(
-    ("kind", "form", "reverse"), itertools.product(GATES, ("native", "sequential"), (False, True))
-)
+@pytest.mark.parametrize(("kind", "form", "reverse"), itertools.product(GATES, ("native", "sequential"), (False, True)))
 def test_every_form_of_every_kind_equals_the_reference(kind: str, form: str, reverse: bool) -> None:
     assert_right(Layer(kind, reverse), form)
 

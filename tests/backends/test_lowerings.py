@@ -129,20 +129,17 @@ def cases() -> dict[str, tuple[str, Callable[..., Tensors], Inputs, bool]]:
 CASES = cases()
 
 
-def lowered(name: str, target: str, form: str) -> tuple[Program, list[str]]:
+def lowered(name: str, target: str, form: str, most: int | None = 65536) -> tuple[Program, list[str]]:
     op, function, make, _ = CASES[name]
     torch.manual_seed(0)
     example = make(5)
+    sequence = torch.export.Dim("sequence", max=most)
     shapes = [
-        {0: "sequence", 1: "batch"}
-        if x.shape[0] == 5
-        else {0: "batch"}
-        if x.shape[0] == B and x.shape != (D, N)
-        else {}
+        {0: sequence, 1: "batch"} if x.shape[0] == 5 else {0: "batch"} if x.shape[0] == B and x.shape != (D, N) else {}
         for x in example
     ]
     program = seqc.trace(Calls(function), example, shapes)
-    (record,) = run_passes(program, [Lower(TARGETS[target], {op: form})])
+    (record,) = run_passes(program, [Lower(TARGETS[target], {} if form == "auto" else {op: form})])
     return program, list(record.reasons)
 
 
@@ -169,9 +166,11 @@ def refusal(name: str, form: str) -> str | None:
         return "a form of their own"
     if form == "chunked_delta" and "delta" not in name:
         return "not a delta rule"
+    if form == "parallel_chunks" and "delta" in name:
+        return "the delta rules mix the state"
     if form != "sequential" and "linear_attention" in name and "reverse" in name:
         return "walks forward only"
-    return "a decay for each key dimension" if form.startswith("chunked") and "per key" in name else None
+    return "a decay for each key dimension" if "chunk" in form and "per key" in name else None
 
 
 def test_the_first_form_that_the_target_has_is_taken_and_the_refusals_are_said() -> None:
@@ -188,10 +187,22 @@ def test_a_form_that_the_target_lacks_cannot_be_forced() -> None:
         lowered("linear_attention linear plain", "onnx", "contrib")
 
 
+@pytest.mark.parametrize("name", ["linear_scan plain", "selective_scan plain", "linear_attention gated plain"])
+def test_a_target_that_avoids_loops_gets_forms_without_them(name: str) -> None:
+    program, (reason,) = lowered(name, "tensorrt", "auto")
+    assert "no loop" in reason
+    assert not any(node.op_type in ("Loop", "Scan") for node in export(program).graph.all_nodes())
+
+
+def test_a_scan_over_blocks_needs_a_bound_of_the_length() -> None:
+    with pytest.raises(UnsupportedOpError, match="no upper bound: give the dimension one"):
+        lowered("linear_scan plain", "onnx", "prefix", None)
+
+
 def test_forms_are_options_of_the_compiler() -> None:
     with pytest.raises(UsageError, match=r"lowering\.linear_scan"):
         seqc.compile(nn.Identity(), (torch.randn(1, 2),), options={"lowering.linear_scn": "sequential"})
-    with pytest.raises(UsageError, match="takes auto or sequential"):
+    with pytest.raises(UsageError, match="takes auto or sequential or prefix"):
         seqc.compile(nn.Identity(), (torch.randn(1, 2),), options={"lowering.linear_scan": "fastest"})
 
 

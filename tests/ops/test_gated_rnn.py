@@ -56,9 +56,7 @@ def test_a_reset_before_the_product_is_that_of_the_first_paper() -> None:
 def test_no_steps_leave_the_state_as_it_is(kind: str) -> None:
     rows = GATES[kind] * H
     h, c = torch.randn(B, H), torch.randn(B, H)
-    steps, last, cell = ops.gated_rnn(
-        torch.empty(0, B, rows), torch.randn(rows, H), torch.randn(rows), h, c, kind
-    )
+    steps, last, cell = ops.gated_rnn(torch.empty(0, B, rows), torch.randn(rows, H), torch.randn(rows), h, c, kind)
     assert steps.shape == (0, B, H)
     torch.testing.assert_close((last, cell), (h, c))
 

@@ -192,7 +192,7 @@ def no_tanh_of_the_cell(m, x, h, c):
 
 
 def coupled(m, x, h, c):
-    i, f, g, o = (m.x(x) + m.h(h)).chunk(4, -1)
+    f, g, o = (m.x(x) + m.h(h)).chunk(4, -1)[1:]
     c = f.sigmoid() * c + (1 - f.sigmoid()) * g.tanh()
     return o.sigmoid() * c.tanh(), c
 

@@ -18,7 +18,9 @@ D = 5
 Step = Callable[..., tuple[torch.Tensor, ...]]
 
 
-def split(step: Step, carries: Sequence[torch.Tensor], weights: int, reverse: bool = False) -> tuple[Program, list[str]]:
+def split(
+    step: Step, carries: Sequence[torch.Tensor], weights: int, reverse: bool = False
+) -> tuple[Program, list[str]]:
     torch.manual_seed(0)
     program = loop_program(
         step, [torch.randn(2, 7, D)], carries, [torch.randn(D, D) / 4 for _ in range(weights)], reverse
