@@ -59,7 +59,7 @@ class Capture:
         """The trace in the operators of the IR. Two thirds of the cost of a capture: made when it is asked for."""
         env = _torch.shape_env_of(n.meta.get("val") for n in self.exported.graph.nodes)
         with _quiet(), _torch.no_guards(env):
-            exported = self.exported.run_decompositions(table())
+            exported = _torch.without_effect_tokens(self.exported.run_decompositions(table()))
         return _program(exported, self.returned, self.signature, self.sizes)
 
 

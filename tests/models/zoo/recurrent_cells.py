@@ -13,6 +13,8 @@ from tests.models.zoo.base import Inputs, ZooModel, floats, randomised
 WIDTH = 6
 """Channels of every input x: [batch, sequence, WIDTH]."""
 
+_X = floats("x", width=WIDTH)
+
 DYNAMIC = {"x": {0: "batch", 1: "sequence"}}
 
 
@@ -285,7 +287,7 @@ def plain(
     *args: object,
     loops: bool = True,
     note: str = "",
-    inputs: Callable[[int, int, int], Inputs] = floats("x", width=WIDTH),
+    inputs: Callable[[int, int, int], Inputs] = _X,
 ) -> ZooModel:
     """A model of the group "pytorch" whose inputs are all [batch, sequence, ...]."""
 
@@ -293,7 +295,7 @@ def plain(
         torch.manual_seed(0)
         return randomised(make(*args))
 
-    shapes = {given: DYNAMIC["x"] for given in inputs(1, 1, 0)}
+    shapes = dict.fromkeys(inputs(1, 1, 0), DYNAMIC["x"])
     return ZooModel(name, "pytorch", build, inputs, shapes, loops=loops, note=note)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.models.zoo.base import Inputs
-from tests.models.zoo.recurrent_cells import DYNAMIC, WIDTH, plain
+from tests.models.zoo.recurrent_cells import WIDTH, plain
 
 KERNEL = 260
 """Steps of S4's convolution kernel, as its l_max; longer inputs see no further back."""
