@@ -283,7 +283,7 @@ class _Recurrent(nn.Module):
 
 def plain(
     name: str,
-    make: type[nn.Module],
+    make: Callable[..., nn.Module],
     *args: object,
     loops: bool = True,
     note: str = "",

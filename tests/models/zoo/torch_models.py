@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.models.zoo import (
     discretised_models,
     loop_spellings,
+    mambapy_models,
     memory_models,
     recurrent_cells,
     refused,
@@ -20,5 +21,6 @@ MODELS: tuple[ZooModel, ...] = (
     + discretised_models.MODELS
     + rnn_models.MODELS
     + memory_models.MODELS
+    + mambapy_models.MODELS
 )
 REFUSED: tuple[ZooModel, ...] = refused.MODELS
