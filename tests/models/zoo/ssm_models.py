@@ -160,8 +160,8 @@ class ResettableS5(nn.Module):
         h = torch.zeros(x.shape[0], len(lam), dtype=lam.dtype)
         outputs = []
         for t in range(x.shape[1]):
-            kept = torch.where(done[:, t, None], torch.zeros_like(h), h)
-            h = lam_bar * kept + bu[:, t]
+            kept = 1 - done[:, t, None].float()
+            h = lam_bar * (kept * h) + bu[:, t]
             outputs.append(2 * (h @ c.T).real + self.d * x[:, t])
         return torch.stack(outputs, dim=1)
 
