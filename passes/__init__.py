@@ -26,9 +26,9 @@ __all__ = [
     "register",
 ]
 
-# What weights alone decide needs no form in ONNX. Complex values next: what Hoist then moves is real, and the projections it looks for are plain matrix products, which
-# are first told apart by what they read. Then loops have in their bodies what depends on the state, and what blows up
-# memory outside: this is what is recognised.
+# What weights alone decide needs no form in ONNX. Complex values next: what Hoist then moves is real, and the projections it
+# looks for are plain matrix products, which are first told apart by what they read. Then loops have in their bodies what
+# depends on the state, and what blows up memory outside: this is what is recognised.
 DEFAULT: tuple[Pass, ...] = (
     FoldWeights(),
     SplitComplex(),
