@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from seqc.passes.classify_recurrence import ClassifyRecurrence
+from seqc.passes.fold_weights import FoldWeights
 from seqc.passes.hoist import Hoist
 from seqc.passes.sink import Sink
 from seqc.passes.split_complex import SplitComplex
@@ -16,6 +17,7 @@ __all__ = [
     "BY_NAME",
     "DEFAULT",
     "ClassifyRecurrence",
+    "FoldWeights",
     "Hoist",
     "Sink",
     "SplitComplex",
@@ -24,10 +26,11 @@ __all__ = [
     "register",
 ]
 
-# Complex values first: what Hoist then moves is real, and the projections it looks for are plain matrix products, which
-# are first told apart by what they read. Then loops have in their bodies what depends on the state, and what blows up
-# memory outside: this is what is recognised.
+# What weights alone decide needs no form in ONNX. Complex values next: what Hoist then moves is real, and the projections it
+# looks for are plain matrix products, which are first told apart by what they read. Then loops have in their bodies what
+# depends on the state, and what blows up memory outside: this is what is recognised.
 DEFAULT: tuple[Pass, ...] = (
+    FoldWeights(),
     SplitComplex(),
     SplitProjections(),
     SplitRecurrence(),

@@ -225,6 +225,13 @@ def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
     raise ValueError("the graph holds no fake tensors")
 
 
+def without_effect_tokens(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with operators that only raise errors called plainly: torch orders them by tokens, which are no tensors."""
+    from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
+
+    return _remove_effect_tokens(exported)
+
+
 def onnx_decompositions(keep: frozenset[Any] = frozenset()) -> dict[Any, Callable[..., Any]]:
     """The decomposition table of torch.onnx: what has an ONNX translation stays whole, the rest is decomposed."""
     from torch.onnx._internal.exporter import _decomp

@@ -230,6 +230,17 @@ def _filled(call: Call) -> Result:
     return Pair(*(call.emit(aten.masked_fill.Scalar, p, mask, v or 0.0) for p, v in parts))
 
 
+def _chosen(call: Call) -> Result:
+    """where of a tensor and a literal."""
+    this, other = call.pair(call.args[1]), call.pair(call.args[2])
+    like = next(p for p in (this.re, this.im, other.re, other.im) if isinstance(p, fx.Node))
+
+    def side(a: Part, b: Part) -> fx.Node:
+        return call.emit(aten.where.self, call.args[0], call.math.node(a, like), call.math.node(b, like))
+
+    return Pair(side(this.re, other.re), side(this.im, other.im))
+
+
 def _padded(call: Call) -> Result:
     """Padding by zeros."""
     rest = [*call.args[2:], *call.kwargs.values()]
@@ -353,6 +364,7 @@ RULES: dict[Any, Rule] = {
     **_table(_structural, _STRUCTURAL),
     **_table(_values_at(0), "cat stack"),
     **_table(_values_at(1, 2), "where.self"),
+    **_table(_chosen, "where.ScalarOther where.ScalarSelf"),
     **_table(_values_at(0, 1), "select_scatter slice_scatter"),
     **_table(_values_at(0, 3), "scatter.src scatter_add"),
     **_table(_filled, "masked_fill.Scalar"),

@@ -11,7 +11,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -26,6 +26,7 @@ from seqc import _torch
 from seqc.errors import UnsupportedModelError
 from seqc.frontend.decompositions import table
 from seqc.frontend.outputs import keep_tensors, output_names
+from seqc.frontend.scan_functions import scans_as_loops
 from seqc.frontend.signature import Signature
 from seqc.program import Dim, Port, Program
 
@@ -37,6 +38,7 @@ class _Outputs:
     spec: pytree.TreeSpec | None = None
     names: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    replaced: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Capture:
         """The trace in the operators of the IR. Two thirds of the cost of a capture: made when it is asked for."""
         env = _torch.shape_env_of(n.meta.get("val") for n in self.exported.graph.nodes)
         with _quiet(), _torch.no_guards(env):
-            exported = self.exported.run_decompositions(table())
+            exported = _torch.without_effect_tokens(self.exported.run_decompositions(table()))
         return _program(exported, self.returned, self.signature, self.sizes)
 
 
@@ -148,7 +150,7 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
     tensors = tuple(signature.resized(sizes).values())
     dims = {n: torch.export.Dim(n, min=1, max=a.max) for n, a in signature.dims.items()}
     spec = tuple({a: dims[d] for a, d in signature.axes.get(n, {}).items()} for n in signature.examples)
-    with _quiet(), _restored(model):
+    with _quiet(), _restored(model), scans_as_loops(entry.outputs.replaced):
         exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
     return Capture(exported, entry.outputs, signature, sizes, log)
 
@@ -214,7 +216,7 @@ def _program(
     constants: list[tuple[fx.Node, torch.Tensor]] = []
     # A weight that the model writes to in place is copied: running the source model later must not change ours.
     written = {o.target for o in graph_signature.output_specs if o.kind is not OutputKind.USER_OUTPUT}
-    notes = list(returned.dropped)
+    notes = [*returned.dropped, *returned.replaced]
     for item in graph_signature.input_specs:
         node = by_name[item.arg.name]
         if item.kind is InputKind.USER_INPUT:

@@ -111,6 +111,8 @@ MOVES: dict[str, Op] = {
     "reshape fold": (lambda x: x.reshape(x.shape[0] * x.shape[1], 2, 2), X),
     "unflatten": (lambda x: x.unflatten(-1, (2, 2)), X),
     "flatten": (lambda x: x.flatten(), X),
+    "squeeze two axes": (lambda x: torch.squeeze(x[:, :, None, :1], (2, -1)), X),
+    "squeeze of larger axes": (lambda x: torch.squeeze(x.unsqueeze(0), (0, 3)), X),
     "squeeze": (lambda x: x[:, :, :1].squeeze(-1), X),
     "tril": (lambda x: (x @ x.transpose(1, 2)).tril(), X),
     "tril diagonal": (lambda x: (x @ x.transpose(1, 2)).tril(-1), X),

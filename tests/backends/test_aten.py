@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from seqc.backends.onnx import export
+from seqc.emit import Emitter
 from seqc.frontend.capture import capture
 from seqc.frontend.signature import bind
 from tests.backends.aten_math import MATH
@@ -96,3 +97,17 @@ def test_pad_reflect_at_lengths_torch_takes() -> None:
     sess = session(export(capture(model, signature, signature.trace_sizes()).program))
     x = torch.randn(3, 11, 4)
     assert_same(run(sess, (x,)), flat(model(x)))
+
+
+@pytest.mark.parametrize("axes", [[2], [-1, 2], [0, 1, 3], []])
+def test_squeeze_of_several_axes_as_passes_write_it(axes: list[int]) -> None:
+    model = _Model([lambda x: torch.relu(x[:, :, None, :1])])
+    signature = bind(model, (torch.randn(2, 5, 4),), None)
+    program = capture(model, signature, signature.trace_sizes()).program
+    (node,) = program.output_nodes
+    emit = Emitter(program.graph_module)
+    with emit.before(program.output_node):
+        squeezed = emit(torch.ops.aten.squeeze.dims, node, axes)
+    program.output_node.args = ((squeezed,),)
+    x = torch.randn(3, 7, 4)
+    assert_same(run(session(export(program)), (x,)), [torch.relu(x[:, :, None, :1]).squeeze(axes)])

@@ -82,6 +82,7 @@ CASES: dict[str, Callable[..., torch.Tensor]] = {
     "select, slice, chunk": lambda z, x, w: z[..., 1] + z[:, :1, 0] + z.chunk(2, -1)[1].sum(-1) + z.unbind(-1)[3],
     "reshape": lambda z, x, w: z.reshape(z.shape[0], -1, 2, 2).flatten(2),
     "where": lambda z, x, w: torch.where(x > 0, z, 1j * x) + z.masked_fill(x > 1, 2.0),
+    "where with a literal": lambda z, x, w: torch.where(x > 0, z, 0.5) + torch.where(x > 1, 2.0 - 1j, z * w[0]),
     "pad": lambda z, x, w: aten.constant_pad_nd(z, [1, 2]),
     "creation": lambda z, x, w: torch.full_like(z, 1 + 2j) + torch.zeros_like(z) + z.new_zeros(4) + z,
     "sizes of complex values": lambda z, x, w: torch.arange(z.shape[1]) * z.abs().sum(-1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 import torch
 
@@ -17,6 +19,13 @@ def copy(self: Value, src: Value, non_blocking: bool = False) -> Value:
     """torchlib returns ``src`` as it is; ATen broadcasts it to the shape of ``self``."""
     cast = op.Cast(src, to=self.dtype) if src.dtype != self.dtype else src
     return op.Identity(cast) if src.shape == self.shape else op.Expand(cast, op.Shape(self))
+
+
+@translates(TRANSLATIONS, aten.squeeze.dims)
+def squeeze_dims(self: Value, dim: Sequence[int]) -> Value:
+    """Missing in torchlib, where torch decomposes it; passes write it too. Axes of another size than 1 stay."""
+    axes = sorted({d % rank(self) for d in dim if self.shape[d] == 1}) if rank(self) else []
+    return op.Squeeze(self, ints(*axes)) if axes else op.Identity(self)
 
 
 @translates(TRANSLATIONS, aten.as_strided.default)

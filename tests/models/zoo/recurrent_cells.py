@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.zoo.base import ZooModel, floats, randomised
+from tests.models.zoo.base import Inputs, ZooModel, floats, randomised
 
 WIDTH = 6
 """Channels of every input x: [batch, sequence, WIDTH]."""
+
+_X = floats("x", width=WIDTH)
 
 DYNAMIC = {"x": {0: "batch", 1: "sequence"}}
 
@@ -277,12 +281,22 @@ class _Recurrent(nn.Module):
         return (y, *state) if isinstance(state, tuple) else (y, state)
 
 
-def _plain(name: str, make: type[nn.Module], *args: object, loops: bool = True, note: str = "") -> ZooModel:
+def plain(
+    name: str,
+    make: Callable[..., nn.Module],
+    *args: object,
+    loops: bool = True,
+    note: str = "",
+    inputs: Callable[[int, int, int], Inputs] = _X,
+) -> ZooModel:
+    """A model of the group "pytorch" whose inputs are all [batch, sequence, ...]."""
+
     def build() -> nn.Module:
         torch.manual_seed(0)
         return randomised(make(*args))
 
-    return ZooModel(name, "pytorch", build, floats("x", width=WIDTH), DYNAMIC, loops=loops, note=note)
+    shapes = dict.fromkeys(inputs(1, 1, 0), DYNAMIC["x"])
+    return ZooModel(name, "pytorch", build, inputs, shapes, loops=loops, note=note)
 
 
 def _library(name: str, kind: str, **options: object) -> ZooModel:
@@ -300,16 +314,16 @@ MODELS = (
     _library("gru", "GRU"),
     _library("gru_bidirectional", "GRU", bidirectional=True),
     _library("gru_stacked_bidirectional", "GRU", num_layers=2, bidirectional=True),
-    _plain("lstm_cell_loop", LstmCellLoop),
-    _plain("gru_cell_loop", GruCellLoop),
-    _plain("mingru", MinGru),
-    _plain("ema_peeled", PeeledEma),
-    _plain("s4d_fft", S4d, False, loops=False, note="complex"),
-    _plain("s4d_recurrence", S4d, True, note="complex"),
-    _plain("s4d_complex_parameters", S4dParameter, note="complex64 parameters"),
-    _plain("linear_attention", LinearAttention),
-    _plain("deltanet", DeltaNet, note="writes y[:, t]"),
-    _plain("aaren", Aaren, note="starts from -inf"),
-    _plain("mamba_bidirectional", BidirectionalMamba, note="by flip"),
-    _plain("universal_transformer", UniversalTransformer, loops=False, note="depth 3"),
+    plain("lstm_cell_loop", LstmCellLoop),
+    plain("gru_cell_loop", GruCellLoop),
+    plain("mingru", MinGru),
+    plain("ema_peeled", PeeledEma),
+    plain("s4d_fft", S4d, False, loops=False, note="complex"),
+    plain("s4d_recurrence", S4d, True, note="complex"),
+    plain("s4d_complex_parameters", S4dParameter, note="complex64 parameters"),
+    plain("linear_attention", LinearAttention),
+    plain("deltanet", DeltaNet, note="writes y[:, t]"),
+    plain("aaren", Aaren, note="starts from -inf"),
+    plain("mamba_bidirectional", BidirectionalMamba, note="by flip"),
+    plain("universal_transformer", UniversalTransformer, loops=False, note="depth 3"),
 )
