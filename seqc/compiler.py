@@ -27,10 +27,11 @@ from seqc.frontend.signature import Signature, bind
 from seqc.frontend.source import traceable
 from seqc.frontend.trace import trace_signature
 from seqc.lowerings.lower import Lower
+from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
 from seqc.passes import BY_NAME, DEFAULT
 from seqc.pipeline import PassRecord, Progress, run_passes
-from seqc.program import Port, Program
+from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
 from seqc.target import Target, get_target
@@ -164,8 +165,14 @@ def _compile(
     model = export(program, opset)
     stage("export", sum(1 for _ in model.graph.all_nodes()), time.perf_counter() - start)
     signature = fixed(signature, program)
-    report: dict[str, Any] = {"stages": stages, "passes": [vars(r) for r in records], "check": None}
-    manifest = _manifest(module, program, goal.name, opset, records, options["tolerance"])
+    memory = _memory(traced, program)
+    report: dict[str, Any] = {
+        "stages": stages,
+        "passes": [vars(r) for r in records],
+        "peak_activations": memory,
+        "check": None,
+    }
+    manifest = _manifest(module, program, goal.name, opset, records, memory, options["tolerance"])
     compiled = Compiled(program, model, manifest, report)
     if checked:
         start = time.perf_counter()
@@ -294,7 +301,13 @@ def _passes(passes: Sequence[Pass | str] | None, options: dict[str, Any]) -> lis
 
 
 def _manifest(
-    module: nn.Module, program: Program, target: str, opset: int, records: list[PassRecord], tolerance: float
+    module: nn.Module,
+    program: Program,
+    target: str,
+    opset: int,
+    records: list[PassRecord],
+    memory: dict[str, Any],
+    tolerance: float,
 ) -> dict[str, Any]:
     def ports(items: Sequence[Port]) -> list[dict[str, Any]]:
         return [{"name": p.name, "dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape)} for p in items]
@@ -308,10 +321,23 @@ def _manifest(
         "states": [],
         "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
         "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
+        "peak_activations": memory,
         "tolerances": {p.name: tolerance for p in program.outputs},
         "notes": [*program.notes, *_unseen_branches(program)],
         "engines": [],
         "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
+    }
+
+
+def _memory(traced: Program, program: Program) -> dict[str, Any]:
+    """Estimated bytes of all activations alive at once, before and after the passes, and where they are most now."""
+    before, after = peak_activations(traced), peak_activations(program)
+    where = "" if after.node is None else module_path(after.node) or source_line(after.node)
+    return {
+        "sizes": nominal_sizes(program),
+        "before_passes": before.bytes,
+        "after_passes": after.bytes,
+        "at": where,
     }
 
 
