@@ -29,7 +29,7 @@ from seqc.frontend.trace import trace_signature
 from seqc.lowerings.lower import Lower
 from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
-from seqc.passes import BY_NAME, DEFAULT
+from seqc.passes import BY_NAME, DEFAULT, Sink
 from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
@@ -122,7 +122,9 @@ def compile(
     goal = get_target(target)
     version = goal.check_opset(opset)
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
-    steps = [*_passes(passes, chosen), Lower(goal, forced)]
+    before = _passes(passes, chosen)
+    # Ops that were written as loops read all that the ops read, at full size: what Sink is for, so it runs once more.
+    steps = [*before, Lower(goal, forced), *(p for p in before if p.name == Sink.name)]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:

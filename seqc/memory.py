@@ -76,11 +76,11 @@ def peak_activations(program: Program, sizes: Mapping[str, int] | None = None) -
     """An estimate of the memory that all values alive at once take, at ``sizes`` (by dimension, default
     :func:`nominal_sizes`).
 
-    A value lives from its node to its last reader, an input from the start, an output to the end; reshapes share the
-    memory of what they reshape, all other operations write anew, as ONNX has it. A recurrence takes, besides its
-    results, the state and the peak of one step. Weights, and what is computed from them alone, are no activations. Of an
-    operation only results are seen, but for attention, whose scores ONNX writes out: an estimate, which knows neither
-    the reuse of buffers in place nor the scratch memory of kernels.
+    A value lives from its node to its last reader, inputs (which the caller holds) and outputs to the end; reshapes
+    share the memory of what they reshape, all other operations write anew, as ONNX has it. A recurrence takes, besides
+    its results, the peak of one step, the state included. Weights, and what is computed from them alone, are no
+    activations. Of an operation only results are seen, but for attention, whose scores ONNX writes out: an estimate,
+    which knows neither the reuse of buffers in place nor the scratch memory of kernels.
     """
     chosen = sizes if sizes is not None else nominal_sizes(program)
     return _Liveness({d.symbol: chosen[d.name] for d in program.dims if d.name in chosen}).peak(
@@ -100,6 +100,7 @@ class _Liveness:
         for i, node in enumerate(nodes):
             read = [s for a in node.all_input_nodes for s in held[a]] if node.target is not operator.getitem else []
             last.update(dict.fromkeys([*held[node], *read], i))
+        last.update({(node, 0): len(nodes) for node in nodes if node.op == "placeholder" and held[node]})
         ends: dict[int, list[Storage]] = {}
         for storage, i in last.items():
             ends.setdefault(i, []).append(storage)
