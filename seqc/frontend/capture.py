@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from seqc import _torch
 from seqc.errors import UnsupportedModelError
 from seqc.frontend.decompositions import table
+from seqc.frontend.linalg import Unchecked
 from seqc.frontend.outputs import keep_tensors, output_names
 from seqc.frontend.signature import Signature
 from seqc.program import Dim, Port, Program
@@ -129,7 +130,7 @@ class _Entry(nn.Module):
         self.outputs = _Outputs()
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with _torch.no_guards(_torch.shape_env_of(tensors), self.log), ReadByIndex():
+        with _torch.no_guards(_torch.shape_env_of(tensors), self.log), Unchecked(), ReadByIndex():
             out = self.model(*tensors) if self.positional else self.model(**dict(zip(self.names, tensors, strict=True)))
         dropped: list[str] = []
         paths, self.outputs.spec = pytree.tree_flatten_with_path(keep_tensors(out, "output", dropped))
