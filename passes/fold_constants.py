@@ -29,7 +29,8 @@ _MOVES = frozenset({
     aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
     aten.expand.default, aten.select.int, aten.slice.Tensor, aten.flatten.using_ints, aten.unflatten.int,
     aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
-    aten._to_copy.default, aten.view_as_real.default, aten.view_as_complex.default, aten.split_with_sizes.default, aten.unbind.int,
+    aten._to_copy.default, aten.view_as_real.default, aten.view_as_complex.default,
+    aten.split_with_sizes.default, aten.unbind.int,
 })  # fmt: skip
 _FLAGGED = {
     aten.linalg_inv_ex.default: "inverse",
@@ -45,7 +46,7 @@ class FoldConstants:
 
         a = -exp(a_log);  step = solve(1 - m / 2, 1 + m / 2)      ->      weight a_log.neg;  weight m.solve
 
-    The values are computed in PyTorch, in the types and layouts of the model, so they are bitwise those of the source. A value is
+    The values are computed in PyTorch, in the types and layouts of the model: bitwise those of the source. A value is
     folded where it takes at most ``max_growth`` times the bytes of the weights it is computed from, or ``small_bytes``;
     where it takes more, what it is computed from may be. Fills, views and casts stay: they cost less as they are. Weights
     that nothing reads any more are dropped. Random numbers are drawn at run time.
@@ -91,7 +92,8 @@ class FoldConstants:
             return False
         if node.target in _FILLS or node.target in _MOVES:
             return False
-        if node.target is operator.getitem and node.args[0].target in _MOVES:  # type: ignore[union-attr]
+        source = node.args[0] if node.target is operator.getitem else None
+        if isinstance(source, fx.Node) and source.target in _MOVES:
             return False
         return node_bytes([node]) <= max(self.small_bytes, self.max_growth * node_bytes(constants.sources[node]))
 
@@ -109,9 +111,9 @@ class _Constants:
             self.sources[node] = [node]
             self._values[node] = self.program.weights[node.name].detach()
         for node in self.program.graph.nodes:
-            if node.op == "call_function" and is_pure(node) and _is_tensor(node.meta.get("val")):
-                if all(a in self.sources for a in node.all_input_nodes):
-                    self.sources[node] = list(dict.fromkeys(s for a in node.all_input_nodes for s in self.sources[a]))
+            known = all(a in self.sources for a in node.all_input_nodes)
+            if known and node.op == "call_function" and is_pure(node) and _is_tensor(node.meta.get("val")):
+                self.sources[node] = list(dict.fromkeys(s for a in node.all_input_nodes for s in self.sources[a]))
 
     def value(self, node: fx.Node) -> torch.Tensor:
         """The value of ``node``. Raises UnsupportedModelError where a linear system has no solution."""

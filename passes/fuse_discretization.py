@@ -46,8 +46,9 @@ class FuseDiscretization:
         changes = 0
         for gm in program.graph_modules():
             emit = Emitter(gm, program.fake_mode)
+            weights = program.weights if gm is program.graph_module else {}
             for node in [n for n in gm.graph.nodes if n.op == "call_function"]:
-                found = _less_one(node, program.weights)
+                found = _less_one(node, weights)
                 if found is None or not _same(found[0], node):
                     continue
                 with emit.before(node):
@@ -82,11 +83,11 @@ def _is(value: Any, number: int, weights: dict[str, torch.Tensor]) -> bool:
     """Whether ``value`` is ``number``, or a tensor of it."""
     if not isinstance(value, fx.Node):
         return bool(value == number)
-    if value.op == "placeholder" and value.graph.owning_module is not None and value.name in weights:
+    if value.op == "placeholder" and value.name in weights:
         return bool((weights[value.name] == number).all())
     if value.target in _ONES:
         return number == 1
-    return value.target in _FULL and value.args[_FULL[value.target]] == number  # type: ignore[index]
+    return value.target in _FULL and bool(value.args[_FULL[value.target]] == number)
 
 
 def _same(value: fx.Node, node: fx.Node) -> bool:

@@ -103,7 +103,7 @@ STAYS: dict[str, Function] = {
 
 @pytest.mark.parametrize("name", STAYS)
 def test_what_is_not_known_or_not_computed_stays(name: str) -> None:
-    program, changes = folded(STAYS[name])
+    _, changes = folded(STAYS[name])
     assert changes == 0
 
 

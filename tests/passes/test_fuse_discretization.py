@@ -23,7 +23,6 @@ class Model(nn.Module):
     def __init__(self, function: Function) -> None:
         super().__init__()
         self.function = function
-        self.register_buffer("ones", torch.ones(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.function(x)
