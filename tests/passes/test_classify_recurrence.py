@@ -354,5 +354,5 @@ def test_a_diagonal_state_with_a_readout_is_not_taken_for_a_matrix_of_one_column
         return torch.stack(out, 1)
 
     program, reasons = classified(function)
-    assert dialect(program) == ["recurrence"]
+    assert dialect_of(program) == ["recurrence"]
     assert "a diagonal state" in reasons[-1]
