@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from seqc.passes.classify_recurrence import ClassifyRecurrence
-from seqc.passes.fold_weights import FoldWeights
+from seqc.passes.fold_constants import FoldConstants
+from seqc.passes.fuse_discretization import FuseDiscretization
 from seqc.passes.hoist import Hoist
 from seqc.passes.sink import Sink
 from seqc.passes.split_complex import SplitComplex
@@ -17,7 +18,8 @@ __all__ = [
     "BY_NAME",
     "DEFAULT",
     "ClassifyRecurrence",
-    "FoldWeights",
+    "FoldConstants",
+    "FuseDiscretization",
     "Hoist",
     "Sink",
     "SplitComplex",
@@ -26,11 +28,13 @@ __all__ = [
     "register",
 ]
 
-# What weights alone decide needs no form in ONNX. Complex values next: what Hoist then moves is real, and the projections it
-# looks for are plain matrix products, which are first told apart by what they read. Then loops have in their bodies what
+# What weights alone decide is folded while values are still complex: PyTorch computes on them what ONNX cannot, from
+# exponentials that kept their digits. Complex values next: what Hoist then moves is real, and the projections it looks
+# for are plain matrix products, which are first told apart by what they read. Then loops have in their bodies what
 # depends on the state, and what blows up memory outside: this is what is recognised.
 DEFAULT: tuple[Pass, ...] = (
-    FoldWeights(),
+    FuseDiscretization(),
+    FoldConstants(),
     SplitComplex(),
     SplitProjections(),
     SplitRecurrence(),

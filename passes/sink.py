@@ -14,6 +14,7 @@ from seqc.emit import Emitter
 from seqc.loop import Loop
 from seqc.memory import nbytes
 from seqc.ops.recurrence import is_recurrence
+from seqc.passes.loop_cleanup import clean
 from seqc.program import Program, source_line
 from seqc.rewrite import remove_dead_code
 from seqc.verify import same_shape
@@ -48,7 +49,8 @@ class Sink:
 
     What enters the loop must fall to at most 1 / ``min_saving`` of its bytes. The state-space models of most libraries
     discretise all steps at once, which takes 16 times the memory of everything else for a state of 16 numbers.
-    The same operations are done on the same numbers: results are bitwise equal.
+    Results that nothing reads go first: stacked over all steps they would be as large. The same operations are done on
+    the same numbers: results are bitwise equal.
     """
 
     min_saving: float = 2.0
@@ -66,6 +68,12 @@ class Sink:
         return changes
 
     def _loop(self, loop: Loop, program: Program) -> int:
+        cleaned = clean(loop)
+        if cleaned:
+            loop.commit()
+        return cleaned if all(reader is None for _, reader in loop.results) else cleaned + self._sink(loop, program)
+
+    def _sink(self, loop: Loop, program: Program) -> int:
         known: dict[Leaf, set[Leaf]] = {}
         xs = {inner: Leaf(outer, 0) for outer, inner in loop.xs}
         large = {inner: leaf for inner, leaf in xs.items() if _bytes(_frontier(leaf, known)) < leaf.step_bytes}
@@ -88,6 +96,11 @@ class Sink:
             inner.replace_all_uses_with(value)
             loop.reload()
             loop.drop_input(loop.xs, inner)
+        if (
+            isinstance(loop.trip, fx.Node) and loop.xs
+        ):  # read off a large value, the number of steps would keep it alive
+            with loop.emit.before(loop.node):
+                loop.trip = loop.emit(aten.sym_size.int, loop.xs[0][0], 0)
         loop.commit()
         return len(large)
 
@@ -111,6 +124,10 @@ class _Writer:
         operands = _operands(leaf)
         assert operands is not None and time is not None
         values = {operand: self.write(source) for operand, source in operands.items()}
+        if node.target is aten.expand.default:
+            (value,), sizes = values.values(), _expanded(node, time)
+            assert sizes is not None
+            return value if all(size == -1 for size in sizes) else self.emit(aten.expand.default, value, sizes)
         args = list(fx.node.map_arg(node.args, lambda n: values[n]))
         if node.target is aten.unsqueeze.default:
             axis = args[1] % node.meta["val"].dim()
@@ -152,6 +169,8 @@ def _operands(leaf: Leaf) -> dict[fx.Node, Leaf] | None:
     if node.op != "call_function" or time is None or not leaf.varies:
         return None
     rank = node.meta["val"].dim()
+    if node.target is aten.expand.default:
+        return None if _expanded(node, time) is None else _broadcast(node, time, [node.args[0]])  # type: ignore[list-item]
     tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
     if len(tensors) != len(node.all_input_nodes):
         return None
@@ -162,7 +181,23 @@ def _operands(leaf: Leaf) -> dict[fx.Node, Leaf] | None:
         return {tensors[0]: Leaf(tensors[0], order_of(node)[time])}
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.pointwise not in node.target.tags:
         return None
+    return _broadcast(node, time, tensors)
+
+
+def _expanded(node: fx.Node, time: int) -> list[int] | None:
+    """The sizes of a step of an expand, -1 where the operand has that size; None where one is not known in the body."""
+    shape, small = node.meta["val"].shape, node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    lead = len(shape) - len(small)
+    kept = [i >= lead and same_shape((small[i - lead],), (size,)) for i, size in enumerate(shape)]
+    sizes = [-1 if keep else size for keep, size in zip(kept, shape, strict=True)]
+    del sizes[time]
+    return sizes if all(isinstance(size, int) for size in sizes) else None
+
+
+def _broadcast(node: fx.Node, time: int, tensors: list[fx.Node]) -> dict[fx.Node, Leaf]:
+    """The operands of an operation that broadcasts them."""
     found: dict[fx.Node, Leaf] = {}
+    rank = node.meta["val"].dim()
     for tensor in tensors:
         shape = tensor.meta["val"].shape
         axis = time - (rank - len(shape))

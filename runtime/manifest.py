@@ -81,6 +81,19 @@ class AppliedPass:
 
 
 @dataclass(frozen=True)
+class PeakActivations:
+    """Estimated bytes of all activations alive at once at the sizes given, of the traced model and of the compiled one.
+
+    ``at`` is the module, or source line, at which the compiled model needs the most; empty where unknown.
+    """
+
+    sizes: Mapping[str, int]
+    before_passes: int
+    after_passes: int
+    at: str = ""
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """SHA-256 (lower-case hex) and size in bytes of a file of the artifact."""
 
@@ -106,6 +119,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     engines: tuple[Mapping[str, Any], ...]
     tools: Mapping[str, Any]
+    peak_activations: PeakActivations | None = None
 
 
 def spell(shape: tuple[int | str, ...]) -> str:
@@ -169,6 +183,7 @@ def parse(data: object) -> Manifest:
         files=MappingProxyType({_file_name(name): _file(fields) for name, fields in root.objects_by_name("files")}),
         engines=tuple(MappingProxyType(f.data) for f in root.objects("engines", [])),
         tools=MappingProxyType(root.get("tools", dict, {})),
+        peak_activations=_peak(root),
     )
     for port in manifest.inputs:
         for size in port.shape:
@@ -261,6 +276,19 @@ def _dim(fields: _Fields) -> DimRange:
 
 def _pass(fields: _Fields) -> AppliedPass:
     return AppliedPass(fields.get("name", str), fields.get("changes", int), fields.strings("reasons", []))
+
+
+def _peak(root: _Fields) -> PeakActivations | None:
+    if "peak_activations" not in root.data:
+        return None
+    fields = _Fields(root.get("peak_activations", dict), "peak_activations")
+    sizes = _Fields(fields.get("sizes", dict), "peak_activations.sizes")
+    return PeakActivations(
+        MappingProxyType({name: sizes.get(name, int) for name in sizes.data}),
+        fields.get("before_passes", int),
+        fields.get("after_passes", int),
+        fields.get("at", str, ""),
+    )
 
 
 def _tolerance(name: str, value: object) -> float:

@@ -22,15 +22,17 @@ from seqc import _torch
 from seqc.artifact import write_artifact
 from seqc.check import CheckReport, check, first_divergence, to_numpy
 from seqc.errors import UsageError, VerificationError
+from seqc.exact import in_float64
 from seqc.frontend.outputs import keep_tensors
 from seqc.frontend.signature import Signature, bind
 from seqc.frontend.source import traceable
 from seqc.frontend.trace import trace_signature
 from seqc.lowerings.lower import Lower
+from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
-from seqc.passes import BY_NAME, DEFAULT
+from seqc.passes import BY_NAME, DEFAULT, FoldConstants, Sink
 from seqc.pipeline import PassRecord, Progress, run_passes
-from seqc.program import Port, Program
+from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
 from seqc.target import Target, get_target
@@ -121,7 +123,11 @@ def compile(
     goal = get_target(target)
     version = goal.check_opset(opset)
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
-    steps = [*_passes(passes, chosen), Lower(goal, forced)]
+    before = _passes(passes, chosen)
+    # Once more behind Lower: ops written as loops read at full size what Sink moves into them, and what Hoist took out of
+    # loops may depend on weights alone.
+    again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
+    steps = [*before, Lower(goal, forced), *again]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:
@@ -164,14 +170,22 @@ def _compile(
     model = export(program, opset)
     stage("export", sum(1 for _ in model.graph.all_nodes()), time.perf_counter() - start)
     signature = fixed(signature, program)
-    report: dict[str, Any] = {"stages": stages, "passes": [vars(r) for r in records], "check": None}
-    manifest = _manifest(module, program, goal.name, opset, records, options["tolerance"])
+    memory = _memory(traced, program)
+    report: dict[str, Any] = {
+        "stages": stages,
+        "passes": [vars(r) for r in records],
+        "peak_activations": memory,
+        "check": None,
+    }
+    manifest = _manifest(module, program, goal.name, opset, records, memory, options["tolerance"])
     compiled = Compiled(program, model, manifest, report)
     if checked:
         start = time.perf_counter()
         source = source_function(module, program, signature.positional)
-        result = run_check(source, compiled.run, signature, program, options["tolerance"])
+        exact = in_float64(module, lambda wide: source_function(wide, program, signature.positional))
+        result = run_check(source, compiled.run, signature, program, options["tolerance"], exact)
         report["check"] = result.to_json()
+        manifest["notes"] += _float64_note(result)
         if not result.ok:
             _fail(result, source, traced, steps, compiled, signature, options["tolerance"])
         stage("check", len(result.cases), time.perf_counter() - start)
@@ -195,13 +209,24 @@ def run_check(
     signature: Signature,
     program: Program,
     tolerance: float,
+    exact: Callable[[dict[str, torch.Tensor]], Mapping[str, np.ndarray[Any, Any]]] | None = None,
 ) -> CheckReport:
     """The check of the design, also beyond long traced lengths and on both sides of every branch on a size."""
     longest = max((d.traced for d in program.dims), default=1)
     extra = [longest, 2 * longest + 1] if longest > 16 else []
     for size in (size for d in program.dims for size, _ in d.branches if size <= _LONGEST_BRANCH):
         extra += [size] if size <= longest else [size, size + 1, 2 * size + 1]
-    return check(source, compiled, signature, extra, tolerance)
+    return check(source, compiled, signature, extra, tolerance, exact=exact)
+
+
+def _float64_note(result: CheckReport) -> list[str]:
+    errors = [case.source_error for case in result.cases if case.source_error is not None]
+    if not errors:
+        return []
+    return [
+        f"at {len(errors)} of {len(result.cases)} sizes the source model is off from itself in float64 by up to "
+        f"{max(errors):.2g} of an output's scale; there the compiled model, which is nearer, was compared with float64"
+    ]
 
 
 def fixed(signature: Signature, program: Program) -> Signature:
@@ -294,7 +319,13 @@ def _passes(passes: Sequence[Pass | str] | None, options: dict[str, Any]) -> lis
 
 
 def _manifest(
-    module: nn.Module, program: Program, target: str, opset: int, records: list[PassRecord], tolerance: float
+    module: nn.Module,
+    program: Program,
+    target: str,
+    opset: int,
+    records: list[PassRecord],
+    memory: dict[str, Any],
+    tolerance: float,
 ) -> dict[str, Any]:
     def ports(items: Sequence[Port]) -> list[dict[str, Any]]:
         return [{"name": p.name, "dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape)} for p in items]
@@ -308,10 +339,23 @@ def _manifest(
         "states": [],
         "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
         "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
+        "peak_activations": memory,
         "tolerances": {p.name: tolerance for p in program.outputs},
         "notes": [*program.notes, *_unseen_branches(program)],
         "engines": [],
         "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
+    }
+
+
+def _memory(traced: Program, program: Program) -> dict[str, Any]:
+    """Estimated bytes of all activations alive at once, before and after the passes, and where they are most now."""
+    before, after = peak_activations(traced), peak_activations(program)
+    where = "" if after.node is None else module_path(after.node) or source_line(after.node)
+    return {
+        "sizes": nominal_sizes(program),
+        "before_passes": before.bytes,
+        "after_passes": after.bytes,
+        "at": where,
     }
 
 

@@ -115,6 +115,8 @@ def as_linear_attention(
     decay = beta = None
     if m.decay_term is not None:
         per_key = m.key in m.decay_term.support
+        if per_key and not values:
+            raise NotMultilinear("a diagonal state, whose decays are faster computed step by step than as a matrix's")
         plain = ops.product(m.decay_term, [batch, heads, key] if per_key else [batch, heads, []], full=True)
         decay = log_of(ops.emit, plain, weights)
         if decay is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqc.cli.console import Progress, State, common_options, human_bytes, print_json, table
+from seqc.cli.console import Progress, State, common_options, human_bytes, peak_line, print_json, table
 from seqc.cli.inputs import draw, fixed_sizes, parse_dynamic, parse_input, read_npz
 from seqc.errors import UsageError
 from seqc.options import OPTIONS, parse_options
@@ -162,7 +162,9 @@ def summary(output: str, manifest: dict[str, Any]) -> str:
         top = f"to {dim['max']}" if dim["max"] is not None else "or more"
         rows.append(["dim", name, f"{dim['min']} {top}, traced at {dim['traced']}"])
     size = sum(file["bytes"] for file in manifest["files"].values())
-    notes = "".join(f"\n  note: {text}" for text in manifest.get("notes", []))
+    peak = manifest.get("peak_activations")
+    notes = f"\n  {peak_line(peak)}" if peak else ""
+    notes += "".join(f"\n  note: {text}" for text in manifest.get("notes", []))
     head = f"{output}: {manifest['target']}, opset {manifest['opset']}, {human_bytes(size)}"
     return f"{head}\n{table(rows)}{notes}"
 

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -75,6 +75,14 @@ def human_bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def peak_line(peak: Mapping[str, Any]) -> str:
+    """The manifest's ``peak_activations`` for people, with its sizes and what the model took before the passes."""
+    after, before = human_bytes(peak["after_passes"]), human_bytes(peak["before_passes"])
+    sizes = ", ".join(f"{name}={size}" for name, size in peak["sizes"].items())
+    where = f", reached at {peak['at']}" if peak["at"] else ""
+    return f"peak activations about {after} ({before} before the passes){f' at {sizes}' if sizes else ''}{where}"
 
 
 class Progress:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from seqc.cli.console import State, common_options, human_bytes, print_json, table
+from seqc.cli.console import State, common_options, human_bytes, peak_line, print_json, table
 from seqc.errors import ArtifactError
 from seqc.runtime import manifest as manifests
 from seqc.runtime.files import check_files
@@ -46,7 +46,13 @@ def describe(directory: Path, manifest: Manifest) -> str:
     """The whole manifest for people, one section per kind of fact; empty sections are left out."""
     source = ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value)
     tools = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
-    head = [["source", source], ["target", f"{manifest.target}, opset {manifest.opset}"], ["made with", tools]]
+    peak = manifest.peak_activations
+    head = [
+        ["source", source],
+        ["target", f"{manifest.target}, opset {manifest.opset}"],
+        ["made with", tools],
+        ["memory", peak_line(vars(peak)) if peak else ""],
+    ]
     sections = [
         ("inputs", [[p.name, _type(p)] for p in manifest.inputs]),
         ("outputs", [[p.name, _type(p), _tolerance(manifest, p)] for p in manifest.outputs]),

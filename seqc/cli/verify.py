@@ -50,6 +50,7 @@ def command(
         raise UsageError(f"--tolerance must be at least 0, not {tolerance}")
 
     from seqc.check import check
+    from seqc.exact import in_float64
     from seqc.frontend.load import load as load_source
     from seqc.frontend.load import quiet
     from seqc.runtime import load as load_artifact
@@ -62,13 +63,16 @@ def command(
     with quiet():
         model = loaded.module(examples)
         signature = _signature(model, examples, session.manifest)
+        reference = _function(model, signature, session.outputs)
+        reference(signature.examples)
         report = check(
-            _reference(model, signature, session.outputs),
+            reference,
             session.run,
             signature,
             lengths,
             dict(session.manifest.tolerances) if tolerance is None else tolerance,
             seed,
+            in_float64(model, lambda wide: _function(wide, signature, session.outputs)),
         )
     if state.json:
         print_json(report.to_json())
@@ -109,7 +113,7 @@ def _signature(model: nn.Module, examples: dict[str, torch.Tensor], manifest: Ma
     return bind(model, examples, {port.name: _spec(port, manifest).dynamic for port in manifest.inputs})
 
 
-def _reference(
+def _function(
     model: nn.Module, signature: Signature, ports: tuple[Port, ...]
 ) -> Callable[[dict[str, torch.Tensor]], dict[str, Array]]:
     """The source model as a function from tensors by input name to arrays by the artifact's output names."""
@@ -136,5 +140,4 @@ def _reference(
             for port, x in zip(ports, leaves, strict=True)
         }
 
-    reference(signature.examples)
     return reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -111,3 +112,19 @@ def test_squeeze_of_several_axes_as_passes_write_it(axes: list[int]) -> None:
     program.output_node.args = ((squeezed,),)
     x = torch.randn(3, 7, 4)
     assert_same(run(session(export(program)), (x,)), [torch.relu(x[:, :, None, :1]).squeeze(axes)])
+
+
+def test_expm1_keeps_its_digits_over_all_of_float32() -> None:
+    class Expm1(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.expm1(x)
+
+    signature = bind(Expm1(), (torch.randn(2, 5, 4),), None)
+    sess = session(export(capture(Expm1(), signature, signature.trace_sizes()).program))
+    sizes = torch.logspace(-30, math.log10(88.0), 20000)
+    x = torch.cat([sizes, -sizes, -torch.logspace(2, 30, 100)]).reshape(1, -1, 4)
+    (found,) = run(sess, (x,))
+    exact = torch.expm1(x.double())
+    assert float(((torch.from_numpy(found).double() - exact).abs() / exact.abs()).max()) < 5e-7
+    ends = torch.tensor([[[0.0, torch.inf, -torch.inf, torch.nan], [100.0, -100.0, 89.0, -0.0]]])
+    assert_same(run(sess, (ends,)), [torch.expm1(ends)])

@@ -11,6 +11,7 @@ from torch import nn
 
 import seqc
 from seqc.cli.main import run
+from seqc.memory import nbytes, node_bytes
 from tests.models.measure import became, example
 from tests.models.zoo import ALL
 
@@ -60,6 +61,13 @@ def test_inspect_says_layer_by_layer_what_was_recognised_and_what_it_became(
         lines = [line for line in shown.splitlines() if f"layers.{layer}.mixer" in line]
         assert any("is a selective_scan" in line and "confirmed in float64" in line for line in lines)
         assert any("selective_scan as channels_last" in line for line in lines)
+    (memory,) = [line for line in shown.splitlines() if "peak activations" in line]
+    assert "batch=1, sequence=2048" in memory and "before the passes" in memory
+    # transformers discretises all steps in front of the loop; of [batch, length, channels, states] nothing must be left.
+    (rates, _) = [t for name, t in compiled.program.weights.items() if "a_log" in name]
+    states = nbytes((1024, 1024, *rates.shape), torch.float32)
+    sizes = [node_bytes([n]) for n in compiled.program.graph.nodes if n.op == "call_function"]
+    assert max(sizes) < states
 
 
 def test_two_heads_of_retention_with_constants_made_in_the_loop() -> None:

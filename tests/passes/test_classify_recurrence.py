@@ -342,3 +342,17 @@ def test_what_only_resembles_linear_attention_stays_a_loop(step: Callable[..., o
     program, reasons = classified(lambda i: loop(i, zeros(i, H, K, V), step))
     assert dialect_of(program) == ["recurrence"]
     assert all("stays sequential" in reason for reason in reasons)
+
+
+def test_a_diagonal_state_with_a_readout_is_not_taken_for_a_matrix_of_one_column() -> None:
+    def function(i):
+        h, out = zeros(i, H, K), []
+        for t in range(i["x"].shape[1]):
+            k = i["k"][:, t]
+            h = torch.sigmoid(k) * h + torch.exp(k)
+            out.append((h * i["q"][:, t]).sum(-1))
+        return torch.stack(out, 1)
+
+    program, reasons = classified(function)
+    assert dialect_of(program) == ["recurrence"]
+    assert "a diagonal state" in reasons[-1]

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 import seqc
+from seqc.lowerings.lower import Lower
+from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.sink import Sink
 from seqc.pipeline import run_passes
 from seqc.program import Program
+from seqc.target import get_target
 from seqc.verify import verify
 from tests.helpers.programs import body_of
 
@@ -109,3 +112,76 @@ def test_what_reads_other_steps_stays_outside() -> None:
     program, _ = sunk(Cumulative(), lambda batch, length: (torch.randn(batch, length, WIDTH),))
     assert "aten.cumsum.default" not in [str(n.target) for n in body_of(program).graph.nodes]
     assert x_shapes(program) == [("sequence", "batch", WIDTH)]
+
+
+def test_what_is_the_same_in_each_step_is_not_repeated_for_all_steps() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decay = nn.Parameter(torch.rand(WIDTH, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            decay = self.decay.expand(x.shape[1], WIDTH, STATES)
+            h, out = torch.zeros(x.shape[0], WIDTH, STATES), []
+            for t in range(x.shape[1]):
+                h = decay[t] * h + x[:, t, :, None]
+                out.append(h.sum(-1))
+            return torch.stack(out, 1)
+
+    program, changes = sunk(Fixed(), lambda batch, length: (torch.randn(batch, length, WIDTH),))
+    assert changes == 1
+    assert x_shapes(program) == [("sequence", "batch", WIDTH)]
+
+
+def test_an_expand_to_a_size_that_the_body_does_not_know_stays_outside() -> None:
+    class Free(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            wide = x.unsqueeze(-1).expand(-1, -1, -1, x.shape[0])
+            h, out = torch.zeros(x.shape[0], WIDTH, x.shape[0]), []
+            for t in range(x.shape[1]):
+                h = 0.5 * h + wide[:, t]
+                out.append(h.sum(-1))
+            return torch.stack(out, 1)
+
+    program, changes = sunk(Free(), lambda batch, length: (torch.randn(batch, length, WIDTH),))
+    assert changes == 0
+    assert x_shapes(program) == [("sequence", "batch", WIDTH, "batch")]
+
+
+def scan_over_states(last: bool) -> Program:
+    class Scan(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rates = nn.Parameter(-torch.rand(WIDTH, STATES))
+
+        def forward(self, dt: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            h = torch.zeros(dt.shape[0], WIDTH, STATES)
+            out = []
+            for t in range(dt.shape[1]):
+                h = torch.exp(dt[:, t, :, None] * self.rates) * h + dt[:, t, :, None] * b[:, t, None]
+                out.append(h)
+            return h if last else torch.stack(out, 1)
+
+    program = seqc.trace(Scan(), inputs(2, 9))
+    run_passes(program, [ClassifyRecurrence(), Lower(get_target("onnx"))])
+    return program
+
+
+def test_a_scan_written_as_a_loop_gets_its_broadcasts_back() -> None:
+    program = scan_over_states(last=False)
+    assert x_shapes(program) == 2 * [("sequence", "batch", WIDTH, STATES)]
+    before = program.copy()
+    run_passes(program, [Sink()])
+    assert set(x_shapes(program)) == {("sequence", "batch", WIDTH), ("sequence", "batch", STATES)}
+    for values in (inputs(1, 1), inputs(3, 13)):
+        assert torch.equal(before(*values)[0], program(*values)[0])
+
+
+def test_of_a_scan_whose_last_state_is_read_nothing_else_is_kept() -> None:
+    program = scan_over_states(last=True)
+    run_passes(program, [Sink()])
+    (loop,) = [n for n in program.graph.nodes if "recurrence" in str(n.target)]
+    assert [program.shape_of(v) for v in loop.meta["val"]] == [("batch", WIDTH, STATES)]
+    large = ("sequence", "batch", WIDTH, STATES)  # not even for its length
+    assert large not in [program.shape_of(n.meta["val"]) for n in program.graph.nodes if n.op == "call_function"
+                         and isinstance(n.meta["val"], torch.Tensor)]  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 
 from seqc.check import CheckReport, case_inputs, check, first_divergence, plan_sizes, to_numpy
 from seqc.errors import VerificationError
+from seqc.exact import in_float64
 from seqc.frontend.signature import Signature, bind
 
 
@@ -228,3 +229,67 @@ def test_the_first_stage_that_differs_is_named() -> None:
     assert first_divergence(source, [("trace", source), ("hoist", source)], inputs) is None
     assert first_divergence(source, [("trace", writing), ("hoist", broken), ("fuse", raising)], inputs) == "hoist"
     assert first_divergence(source, [("trace", source), ("fuse", raising), ("hoist", broken)], inputs) == "fuse"
+
+
+def lossy(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """1 for every number in float32 whose exponential rounds to 1; in float64 these are told apart."""
+    x = 1e-9 * inputs["x"]
+    return {"y": to_numpy((torch.exp(x) - 1) / 1e-9)}
+
+
+def kept(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"y": np.expm1(np.float32(1e-9) * inputs["x"]) / np.float32(1e-9)}
+
+
+def wide(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return lossy({name: x.double() for name, x in inputs.items()})
+
+
+def test_the_source_in_float64_decides_where_the_source_lost_its_digits() -> None:
+    assert not check(lossy, kept, signature_of(2, 7, 4)).ok
+    report = check(lossy, kept, signature_of(2, 7, 4), exact=wide)
+    assert report.ok and report.error < 1e-6
+    assert all(case.source_error == 1.0 for case in report.cases)
+    assert "against the source in float64; its own is 1" in str(report.cases[0])
+    assert report.to_json()["cases"][0]["source_error"] == 1.0
+
+
+def test_float64_does_not_excuse_a_compiled_model_that_is_wrong() -> None:
+    off = check(source, lambda i: {"y": right(i)["y"] * np.float32(1.001)}, signature_of(2, 7, 4), exact=source)
+    assert not off.ok and all(case.source_error is None for case in off.cases)
+
+    def farther(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        return {"y": source(inputs)["y"] * np.float32(1 - 3e-5)}
+
+    # Within the tolerance of float64, but farther from it than the source, which differs: no reason to trust it.
+    assert not check(
+        source, lambda i: {"y": right(i)["y"] * np.float32(1 - 12e-5)}, signature_of(2, 7, 4), exact=farther
+    ).ok
+
+
+def test_a_source_tied_to_its_type_leaves_the_verdict_as_it_is() -> None:
+    def tied(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        raise RuntimeError("expected Float")
+
+    report = check(lossy, kept, signature_of(2, 7, 4), exact=tied)
+    assert not report.ok and report.cases[0].source_error is None
+
+
+def test_a_model_in_float64_keeps_its_complex_weights_and_the_original_its_type() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Parameter(torch.complex(torch.ones(4), torch.full((4,), 2.0)))
+            self.w = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.c * x).imag * self.w + torch.zeros(4)
+
+    model = Turned()
+
+    def build(module: nn.Module):
+        return lambda inputs: {"y": to_numpy(module(**inputs))}
+
+    found = in_float64(model, build)({"x": torch.full((2, 3, 4), 0.1)})["y"]
+    assert found.dtype == np.float64 and np.allclose(found, 2 * np.float64(np.float32(0.1)), rtol=1e-15)
+    assert model.w.dtype == torch.float32 and torch.get_default_dtype() == torch.float32

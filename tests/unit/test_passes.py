@@ -11,19 +11,17 @@ from seqc.rewrite import Pass
 
 
 def test_default_passes_satisfy_the_protocol_and_are_found_by_name() -> None:
-    assert (
-        [p.name for p in DEFAULT]
-        == list(BY_NAME)
-        == [
-            "fold_weights",
-            "split_complex",
-            "split_projections",
-            "split_recurrence",
-            "hoist",
-            "sink",
-            "classify_recurrence",
-        ]
-    )
+    assert [p.name for p in DEFAULT] == [
+        "fuse_discretization",
+        "fold_constants",
+        "split_complex",
+        "split_projections",
+        "split_recurrence",
+        "hoist",
+        "sink",
+        "classify_recurrence",
+    ]
+    assert list(BY_NAME) == [p.name for p in DEFAULT]
     for step in DEFAULT:
         assert isinstance(step, Pass) and dataclasses.is_dataclass(step)
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -226,6 +226,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "bad hash": (lambda m: m["files"]["model.onnx"].update(sha256="12"), "sha256 is not 64"),
     "NaN tolerance": (lambda m: m["tolerances"].update(y=float("nan")), "tolerances['y']"),
     "wrong names": (lambda m: m["inputs"][0].update(name="z"), "the manifest names the inputs z, ids"),
+    "peak as text": (
+        lambda m: m.update(peak_activations={"sizes": {}, "before_passes": 1, "after_passes": "1"}),
+        "peak_activations.after_passes must be an integer",
+    ),
     "states": (lambda m: m["states"].append({"name": "h"}), "streaming artifact"),
     **{
         f"path {name!r}": (

@@ -8,7 +8,6 @@ used: it runs the decompositions again, which freezes symbolic sizes.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -156,18 +155,6 @@ class Translator:
             value.dtype, value.shape = ir.DataType.INT64, ir.Shape([])
         elif isinstance(val, (float, torch.SymFloat)):
             value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([])
-
-
-def has_form(node: fx.Node) -> bool:
-    """Whether there is a translation of the node's operator, in the lowest opset; its arguments may still be refused."""
-    return _torch.has_translation(_lowest_registry(), node)
-
-
-@functools.cache
-def _lowest_registry() -> Any:
-    registry = _torch.onnx_registry(18)
-    aten_fixes.register(registry)
-    return registry
 
 
 def _several(node: fx.Node, values: Values) -> Sequence[ir.Value] | None:
