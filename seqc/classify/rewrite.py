@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.fx as fx
@@ -26,7 +26,8 @@ aten = torch.ops.aten
 class Rewritten:
     """``results`` maps the index of a loop's result to the node that replaces it; ``why`` says what was recognised.
 
-    ``carries`` are those that the op replaces.
+    ``carries`` are those that the op replaces. ``fed`` maps values of the body that other carries may read to what they
+    are in all steps.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Rewritten:
     results: dict[int, fx.Node]
     written: list[fx.Node]
     carries: tuple[int, ...]
+    fed: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
 def as_linear_scan(
@@ -54,7 +56,9 @@ def as_linear_scan(
     node = ops.emit(torch.ops.seqc.linear_scan.default, decay, added, state, loop.reverse)
     steps, final = (ops.emit(operator.getitem, node, i) for i in (0, 1))
     why = f"each element decays by a factor of its own; {len(update.update)} terms are added"
-    return Rewritten("linear_scan", why, {index: final, **dict.fromkeys(results, steps)}, loop.emit.since(mark), (index,))
+    return Rewritten(
+        "linear_scan", why, {index: final, **dict.fromkeys(results, steps)}, loop.emit.since(mark), (index,)
+    )
 
 
 def _sum(ops: Operands, terms: tuple[Term, ...], groups: Groups) -> fx.Node:

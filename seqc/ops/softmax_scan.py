@@ -5,8 +5,8 @@
     w_t = exp(m_{t-1} + decay_t - m_t) w_{t-1} + exp(score_t - m_t)                        w_0 = denominator
     returns (m_1 .. m_T, u_1 .. u_T, w_1 .. w_T, m_T, u_T, w_T)
 
-so that without decay u_t / w_t is the softmax-weighted mean of the values up to t, and m_t + log w_t the logarithm of the sum of
-their weights, at scores of any size.
+so that without decay u_t / w_t is the softmax-weighted mean of the values up to t, and m_t + log w_t the logarithm of the sum
+of their weights, at scores of any size.
 
 ``score``        [T, ...]  broadcasts against ``top``
 ``value``        [T, ...]  broadcasts against ``numerator``
@@ -16,7 +16,8 @@ their weights, at scores of any size.
 ``numerator``    [...]     of the same rank; ``top`` broadcasts against it: size 1 where a score weighs a vector (attention),
                            the same size where each channel has a score of its own. With an axis of size 0 there is none.
 
-exp(-inf - -inf) counts as 0: scores of -inf have no weight, also where there is no other yet. ``reverse`` walks time from the end.
+exp(-inf - -inf) counts as 0: scores of -inf have no weight, also where there is no other yet. ``reverse`` walks time from the
+end.
 
 It is a scan over the monoid (d, m, u, w) of a stretch of steps, (d2, m2, u2, w2) after (d1, m1, u1, w1) being
 (d1 + d2, m, e^(m1 + d2 - m) u1 + e^(m2 - m) u2, e^(m1 + d2 - m) w1 + e^(m2 - m) w2) with m = max(m1 + d2, m2).
