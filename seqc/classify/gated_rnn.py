@@ -181,9 +181,7 @@ class _Reader:
                 before.add(factor.labels[-1] != units)
                 plain.append(rest)
         if len(before) != 1 or (biases and True in before):
-            raise NotMultilinear(
-                "a reset gate that does not multiply the state, or its matrix product, in the candidate"
-            )
+            raise NotMultilinear("a reset gate that does not multiply the state, or its matrix product, in the candidate")
         (first,) = before
         gate = self._split(Form(form.axes, tuple(plain)), tuple(biases))
         return gate, reset, "gru_reset_before" if first else "gru"
@@ -239,10 +237,7 @@ class _Reader:
         result = []
         for term in form.terms:
             for factor in term.factors:
-                if (
-                    tuple(() if label is None else (label,) for label in factor.labels) != form.axes
-                    or factor.power != 1
-                ):
+                if tuple(() if label is None else (label,) for label in factor.labels) != form.axes or factor.power != 1:
                     raise NotMultilinear("a product that is not elementwise")
             result.append((term.scale, [f.node for f in term.factors]))
         return result

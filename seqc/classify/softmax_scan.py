@@ -72,7 +72,7 @@ class _Recognition:
         flat = Terms(loop.gm, (), mode, around, expanded=SUMS)
         both = Terms(loop.body, {top.carry, top.following}, mode, flat, xs, expanded=SUMS)
         self.exponents = Exponents(both, top)
-        self.sum_terms = Terms(loop.body, others, mode, around, xs)
+        self.sum_terms = Terms(loop.body, others, mode, around, xs, opened=[top.carry, top.following])
         self.ops = Operands(outside, self.sum_terms)
         self.terms = Terms(loop.body, {top.carry}, mode, around, xs)
         kept = self.terms.form(top.kept)
