@@ -15,6 +15,7 @@ from seqc.passes import DEFAULT
 from seqc.pipeline import run_passes
 from seqc.program import Program
 from seqc.text import text
+from tests.helpers.programs import loop_program
 
 B, H, D = 2, 3, 4
 INF = float("inf")
@@ -31,19 +32,18 @@ def values(batch: int, length: int) -> dict[str, torch.Tensor]:
     }
 
 
-class Loop(nn.Module):
-    """A loop from ``start(batch)`` over a score per head, a value per head and a gate per head."""
+def run(step: Step, states: States, xs: dict[str, torch.Tensor], reverse: bool) -> list[torch.Tensor]:
+    """The states at the end and the outputs [sequence, batch, ...] of a loop over a score, values and a gate per head."""
+    length, out = xs["s"].shape[1], []
+    for t in reversed(range(length)) if reverse else range(length):
+        states, y = step(states, xs["s"][:, t], xs["v"][:, t], xs["f"][:, t])
+        out.append(y)
+    return [*states, torch.stack(out[::-1] if reverse else out)]
 
-    def __init__(self, step: Step, start: Callable[[int], States], reverse: bool) -> None:
-        super().__init__()
-        self.step, self.start, self.reverse = step, start, reverse
 
+class Attention(nn.Module):
     def forward(self, s: torch.Tensor, v: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
-        states, out = self.start(s.shape[0]), []
-        for t in reversed(range(s.shape[1])) if self.reverse else range(s.shape[1]):
-            states, y = self.step(states, s[:, t], v[:, t], f[:, t])
-            out.append(y)
-        return torch.stack(out[::-1] if self.reverse else out, 1)
+        return run(STEPS["maximum"], nothing(s.shape[0]), {"s": s, "v": v, "f": f}, False)[-1]
 
 
 def nothing(batch: int) -> States:
@@ -54,14 +54,20 @@ def nothing(batch: int) -> States:
 def classified(
     step: Step, start: Callable[[int], States] = nothing, reverse: bool = False
 ) -> tuple[Program, list[str]]:
-    """The Program after the default passes, equal to the loop at lengths that were not traced; and the reasons."""
-    module = Loop(step, start, reverse)
-    program = seqc.trace(module, values(B, 9))
+    """The Program of the loop after the default passes, equal to the loop at other lengths; and the reasons."""
+    rows = [state[0] for state in start(1)]
+
+    def body(*args: torch.Tensor) -> States:
+        states, y = step(args[: len(rows)], *args[len(rows) :])
+        return (*states, y)
+
+    program = loop_program(body, list(values(B, 5).values()), rows, reverse=reverse)
     *_, record = run_passes(program, DEFAULT)
     assert record.name == "classify_recurrence"
     for batch, length in ((1, 1), (3, 14)):
-        given = values(batch, length)
-        torch.testing.assert_close(program(*(given[p.name] for p in program.inputs))[0], module(**given))
+        xs = values(batch, length)
+        for found, expected in zip(program(*xs.values()), run(step, start(batch), xs, reverse), strict=True):
+            torch.testing.assert_close(found, expected)
     return program, list(record.reasons)
 
 
@@ -165,7 +171,14 @@ def test_running_maxima_with_their_sums_become_a_softmax_scan_in_any_spelling(na
     assert dialect(program) == ["softmax_scan"]
     (reason,) = reasons
     assert "is a softmax_scan (sums relative to a running maximum, one score for several values" in reason
-    assert "confirmed in float64" in reason and "test_classify_softmax.py:" in reason
+    assert "confirmed in float64" in reason
+
+
+def test_the_source_line_of_the_loop_is_said() -> None:
+    program = seqc.trace(Attention(), values(B, 5))
+    *_, record = run_passes(program, DEFAULT)
+    assert dialect(program) == ["softmax_scan"]
+    assert "test_classify_softmax.py:" in record.reasons[0]
 
 
 @pytest.mark.parametrize("value", [-1e38, 0.0])
