@@ -76,7 +76,7 @@ def _stacked(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     rank = stack.meta["val"].dim()
     axis = stack.args[1] if len(stack.args) > 1 else stack.kwargs.get("dim", 0)
     (dim,) = dims if isinstance(dims, (list, tuple)) and len(dims) == 1 else (dims,)
-    return _tensors(stack.args[0]) if isinstance(dim, int) and dim % rank == axis % rank else None  # type: ignore[operator]
+    return _tensors(stack.args[0]) if isinstance(dim, int) and dim % rank == axis % rank else None
 
 
 def _tensors(values: Any) -> tuple[fx.Node, fx.Node] | None:

@@ -133,28 +133,22 @@ class _Recognition:
             return None
         labels = tuple(axis[0] if axis else None for axis in form.axes)
         kept = [t for t in form.terms if self.sum_terms.has_state(t)]
-        if (
-            len(kept) != 1
-            or kept[0].scale != 1
-            or not any(f.node is carry and f.labels == labels for f in kept[0].factors)
-        ):
+        if [(t.scale, [f.labels for f in t.factors if f.node is carry]) for t in kept] != [(1.0, [labels])]:
             return None
-        factors = tuple(f for f in kept[0].factors if f.node is not carry)
-        top_labels = self.exponents.of_old(factors)
-        added = (
-            [self.exponents.without_new(t, top_labels) for t in form.terms if t is not kept[0]] if top_labels else []
-        )
-        if not top_labels or not added or None in added:
+        top_labels = self.exponents.of_old(f for f in kept[0].factors if f.node is not carry)
+        added = [t for t in form.terms if t is not kept[0]]
+        if top_labels is None or not added:
             return None
-        return _Sum(index, labels, top_labels, tuple(t for t in added if t is not None))
+        value = [self.exponents.without_new(t, top_labels) for t in added]
+        return None if None in value else _Sum(index, labels, top_labels, tuple(t for t in value if t is not None))
 
     def _written(self, wide: _Sum, value: _Sum | None, start: tuple[fx.Node, Labels]) -> tuple[State, State, State]:
         """The op, with axes in the order of ``wide``; ``start`` is the initial denominator with its labels."""
         emit, ops, carries = self.loop.emit, self.ops, self.loop.carries
         order = [label for label in wide.labels if label is not None]
         names = {a: b for a, b in zip(self.labels, wide.top_labels, strict=True) if a is not None and b is not None}
-        score, decay = (self._total(_named(terms, names), order) for terms in (self.score, self.decay))
-        assert score is not None
+        score = self._total(_named(self.score, names), order)
+        decay = self._total(_named(self.decay, names), order, once=True) if self.decay else None
         top, below = ops.ordered(carries[self.top.index][0], wide.top_labels, order), ops.ordered(*start, order)
         if value is None:  # an axis of no values
             score, top, below = (emit(aten.unsqueeze.default, n, -1) for n in (score, top, below))
@@ -174,13 +168,12 @@ class _Recognition:
 
         return state(0), State(out[1], out[4]) if value is None else state(1), state(2)
 
-    def _total(self, terms: Sequence[Term], order: list[Label]) -> fx.Node | None:
-        """The sum of ``terms`` as [trip, one axis per label], [1, ...] where all are the same in each step."""
-        total: fx.Node | None = None
-        for term in terms:
-            node = self.ops.product(term, [[label] for label in order], once=True)
-            total = node if total is None else self.loop.emit(aten.add.Tensor, total, node)
-        return total
+    def _total(self, terms: Sequence[Term], order: list[Label], once: bool = False) -> fx.Node:
+        """The sum of ``terms`` as [trip, one axis per label]; with ``once``, [1, ...] where all are the same in each step."""
+        first, *rest = (self.ops.product(term, [[label] for label in order], once=once) for term in terms)
+        for node in rest:
+            first = self.loop.emit(aten.add.Tensor, first, node)
+        return first
 
     def _restored(self, node: fx.Node, order: list[Label], labels: Labels, lead: int) -> fx.Node:
         """From [lead axes, one axis per label of ``order``] to [lead axes, one axis per label of ``labels``]."""

@@ -148,6 +148,14 @@ def read_before_the_update(states, s, v, f):
     return (top, wide(old) * u + wide(new) * v, old * w + new), y
 
 
+def constants(states, s, v, f):
+    m, u, w = states
+    score = torch.full((), 0.25)
+    top = torch.maximum(m - 0.1, score)
+    old, new = torch.exp(m - 0.1 - top), torch.exp(score - top)
+    return (top, wide(old) * u + wide(new) * 2.0, old * w + new), u / wide(w + 1) + v
+
+
 STEPS: dict[str, Step] = {
     "maximum": attention(torch.maximum),
     "max": attention(torch.max),
@@ -161,6 +169,7 @@ STEPS: dict[str, Step] = {
     "product of exponentials": product_of_exponentials,
     "values that are exponentials": values_that_are_exponentials,
     "constant decay": constant_decay,
+    "constants": constants,
     "read before the update": read_before_the_update,
 }
 
