@@ -6,8 +6,10 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.lowerings.base import Lowering, trip_of
+from seqc.lowerings import linear_attention
+from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
 from seqc.program import named_args
+from seqc.verify import same_shape
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
@@ -53,7 +55,55 @@ def weights(emit: Emitter, before: fx.Node, score: fx.Node) -> tuple[fx.Node, fx
     return top, old, new
 
 
+def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """The maxima in a loop of their own; known, they make a linear attention with one key of the rest."""
+    score, value, decay, top, numerator, denominator, reverse = named_args(node).values()
+    sizes, values = top.meta["val"].shape, numerator.meta["val"].shape
+    if len(sizes) not in (2, 3) or sizes[-1] != 1 or values[-1] in (0, 1) or not same_shape(sizes[:-1], values[:-1]):
+        raise Refused("it takes one score for each head of several values")
+    constant = decay is not None and decay.meta["val"].shape[0] == 1
+    fixed = [emit(aten.squeeze.dim, decay, 0)] if constant else []
+
+    def step(
+        inner: Emitter, carries: list[fx.Node], given: list[fx.Node], invariants: list[fx.Node]
+    ) -> tuple[list[fx.Node], list[fx.Node]]:
+        late = [*given[1:], *invariants]
+        before = inner(aten.add.Tensor, carries[0], late[0]) if late else carries[0]
+        following = inner(aten.maximum.default, before, given[0])
+        return [following], [before, following]
+
+    xs = [score, *([decay] if decay is not None and not constant else [])]
+    last, before, tops = write_loop(emit, step, trip_of(emit, score), [top], xs, fixed, bool(reverse))
+    finite = emit(aten.clamp_min.default, tops, torch.finfo(tops.meta["val"].dtype).min)
+    kept = emit(aten.sub.Tensor, before, finite)
+    key = emit(aten.exp.default, emit(aten.sub.Tensor, score, finite))
+    query = emit(aten.ones_like.default, key)
+    full = [-1, *(size_of(emit, numerator, axis) for axis in range(len(values)))]
+    added = emit(aten.cat.default, [emit(aten.expand.default, value, full), query], -1)
+    state = emit(aten.unsqueeze.default, emit(aten.cat.default, [numerator, denominator], -1), -2)
+    if len(sizes) == 2:  # one head
+        query, key, added, kept = (emit(aten.unsqueeze.default, x, 2) for x in (query, key, added, kept))
+        state = emit(aten.unsqueeze.default, state, 1)
+    attention = torch.ops.seqc.linear_attention.default
+    sums, final = linear_attention.contrib(emit, emit(attention, query, key, added, state, kept, None, bool(reverse)))
+    final = emit(aten.squeeze.dim, final, -2)
+    if len(sizes) == 2:
+        sums, final = emit(aten.squeeze.dim, sums, 2), emit(aten.squeeze.dim, final, 1)
+    count = values[-1]
+    u, w, u_last, w_last = (
+        emit(aten.slice.Tensor, x, -1, *cut) for x in (sums, final) for cut in ((0, count), (count, count + 1))
+    )
+    return [tops, u, w, last, u_last, w_last]
+
+
 LOWERINGS = (
+    Lowering(
+        "seqc::softmax_scan",
+        "contrib",
+        "the maxima in a loop, the sums by ONNX Runtime's fused operator LinearAttention",
+        contrib,
+        frozenset({"com.microsoft"}),
+    ),
     Lowering(
         "seqc::softmax_scan",
         "sequential",

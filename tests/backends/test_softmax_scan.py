@@ -9,6 +9,7 @@ from torch import nn
 import seqc
 import seqc.ops
 from seqc.backends.onnx import export
+from seqc.errors import UnsupportedOpError
 from seqc.lowerings import FORMS
 from seqc.lowerings.lower import Lower
 from seqc.pipeline import run_passes
@@ -71,6 +72,12 @@ def test_every_form_equals_the_reference(
     form: str, kind: str, sizes: tuple[int, ...], decayed: bool, reverse: bool
 ) -> None:
     module = Scan(decayed, reverse)
+    if form == "contrib" and (reverse or sizes[-1] != 1):
+        with pytest.raises(
+            UnsupportedOpError, match="walks forward only" if sizes[-1] == 1 else "one score for each head"
+        ):
+            compiled(form, module, sizes, kind)
+        return
     model = compiled(form, module, sizes, kind)
     for length in LENGTHS:
         given = inputs(length, sizes, kind)
@@ -80,12 +87,23 @@ def test_every_form_equals_the_reference(
 
 @pytest.mark.parametrize("form", FORMS["softmax_scan"])
 def test_a_decay_of_one_step_serves_all(form: str) -> None:
-    module = Scan(True, False)
-    model = compiled(form, module, (H, D), "plain", constant=True)
+    module, sizes = Scan(True, False), (H, 1) if form == "contrib" else (H, D)
+    model = compiled(form, module, sizes, "plain", constant=True)
     for length in LENGTHS:
-        score, value, decay, *state = inputs(length, (H, D), "plain")
+        score, value, decay, *state = inputs(length, sizes, "plain")
         expected = module(*(x.double() for x in (score, value, decay[:1], *state)))
         assert_same(run(model, (score, value, decay[:1], *state)), [x.float() for x in expected], 2e-5)
+
+
+def test_without_axis_of_heads_it_is_one_head() -> None:
+    make = lambda length: [x[..., 0, :] for x in inputs(length, (H, 1), "extreme")]  # noqa: E731
+    program = seqc.trace(Scan(True, False), tuple(make(5)), [{0: "sequence", 1: "batch"}] * 3 + [{0: "batch"}] * 3)
+    (record,) = run_passes(program, [Lower(TARGETS["ort-cpu"])])
+    assert "softmax_scan as contrib: " in record.reasons[0]
+    model = session(export(program))
+    for length in LENGTHS:
+        given = make(length)
+        assert_same(run(model, given), [x.float() for x in softmax_scan(*(x.double() for x in given))], 2e-5)
 
 
 @pytest.mark.parametrize("form", FORMS["softmax_scan"])
@@ -102,8 +120,7 @@ def test_only_what_is_read_leaves_the_loop(form: str) -> None:
     assert_same(run(session(model), given), [expected.float()], 2e-5)
 
 
-@pytest.mark.parametrize("form", FORMS["softmax_scan"])
-def test_a_logarithm_of_summed_exponentials_needs_no_values(form: str) -> None:
+def test_a_logarithm_of_summed_exponentials_needs_no_values() -> None:
     class LogSum(nn.Module):
         def forward(self, score: torch.Tensor) -> torch.Tensor:
             shape = score.shape[1:]
@@ -115,7 +132,7 @@ def test_a_logarithm_of_summed_exponentials_needs_no_values(form: str) -> None:
             return (tops + sums.log()).squeeze(-1)
 
     program = seqc.trace(LogSum(), (torch.randn(5, B, H),), [{0: "sequence", 1: "batch"}])
-    run_passes(program, [Lower(TARGETS["onnx"], {"softmax_scan": form})])
+    run_passes(program, [Lower(TARGETS["onnx"])])
     model = session(export(program))
     for length in LENGTHS:
         given = 40 * torch.randn(length, B, H)
