@@ -13,6 +13,8 @@ from seqc.classify.confirm import largest_error
 from seqc.classify.forms import NotMultilinear
 from seqc.classify.gated_rnn import as_gated_rnn
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
+from seqc.classify.running_maximum import running
+from seqc.classify.softmax_scan import as_softmax_scan
 from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
 from seqc.outside import Outside
@@ -57,10 +59,13 @@ class _Classifier:
         self.program, self.loop = program, loop
         self.where = " ".join(p for p in (module_path(loop.node), source_line(loop.node)) if p) or "a loop"
         self.no_cell: dict[fx.Node, str] = {}
+        self.no_softmax: dict[fx.Node, str] = {}
 
     def run(self) -> int:
-        """Cells first: the carries of one are no scan each."""
-        return self._each(self._as_cell, self._is_no_cell) + self._each(self._as_scan, self._is_no_scan)
+        """Groups of carries first: those of one are no scan each."""
+        count = self._each(self._as_cell, self._is_no_cell)
+        count += self._each(self._as_softmax, self._is_no_softmax)
+        return count + self._each(self._as_scan, self._is_no_scan)
 
     def _each(self, attempt: Callable[[int], Rewritten], failed: Callable[[int, Exception], None]) -> int:
         """Replace every carry that ``attempt`` and the confirmation take, with those that belong to it."""
@@ -68,9 +73,7 @@ class _Classifier:
         while index < len(self.loop.carries) and not self.loop.is_read_by_nobody:
             self.loop.sync()
             replaced = self._carry(index, attempt, failed)
-            if replaced:
-                clean(self.loop)
-            self.loop.erase_unused()
+            clean(self.loop)
             self.loop.commit()
             if not replaced:
                 index += 1
@@ -110,7 +113,15 @@ class _Classifier:
     def _is_no_scan(self, index: int, reason: Exception) -> None:
         inner = self.loop.carries[index][1]
         cell = f"; no gated cell: {self.no_cell[inner]}" if inner.meta["val"].dim() == 2 else ""
-        self.program.reasons.append(f"{self._what([index])} stays sequential: {_said(reason)}{cell}")
+        softmax = f"; no softmax_scan: {self.no_softmax[inner]}" if inner in self.no_softmax else ""
+        self.program.reasons.append(f"{self._what([index])} stays sequential: {_said(reason)}{cell}{softmax}")
+
+    def _is_no_softmax(self, index: int, reason: Exception) -> None:
+        if running(self.loop, index) is not None:
+            self.no_softmax[self.loop.carries[index][1]] = _said(reason)
+
+    def _as_softmax(self, index: int) -> Rewritten:
+        return as_softmax_scan(self.loop, index, Outside(self.loop))
 
     def _as_cell(self, index: int) -> Rewritten:
         return as_gated_rnn(self.loop, index, Outside(self.loop))
@@ -174,6 +185,10 @@ class _Classifier:
                 loop.results[i] = (value, None)
         for i in sorted((i for i in rewritten.results if i >= len(loop.carries)), reverse=True):
             loop.drop_result(i)
+        loop.erase_unused()
+        for value, steps in rewritten.fed.items():
+            if any(user.op == "call_function" for user in value.users):
+                loop.feed_step(value, steps)
         inner = [loop.drop_carry(i) for i in sorted(rewritten.carries, reverse=True)]
         loop.erase_unused()
         for node in inner:

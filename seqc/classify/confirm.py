@@ -108,7 +108,7 @@ class _Evaluation:
             args = (_Float64(loop.body), *fx.node.map_arg(node.args[1:], lambda n: self.values[n]))
             return node.target(*args)  # type: ignore[operator]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
-        return node.target(*_wide(args), **_wide(kwargs))  # type: ignore[operator]
+        return _doubled(node.target(*_wide(args), **_wide(kwargs)))  # type: ignore[operator]
 
     def _input(self, node: fx.Node) -> Any:
         value = self._draw(node.meta.get("val"))
@@ -164,7 +164,7 @@ class _Float64(fx.Interpreter):
         return self.run(*args)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(target, _wide(args), _wide(kwargs))
+        return _doubled(super().call_function(target, _wide(args), _wide(kwargs)))
 
 
 def _wide(arg: Any) -> Any:
@@ -175,3 +175,9 @@ def _wide(arg: Any) -> Any:
     if isinstance(arg, dict):
         return {k: _wide(v) for k, v in arg.items()}
     return arg
+
+
+def _doubled(result: Any) -> Any:
+    """``result`` in float64, also where an operation such as zeros is told no dtype."""
+    is_single = isinstance(result, torch.Tensor) and result.dtype == torch.float32
+    return result.double() if is_single else result

@@ -28,8 +28,11 @@ class Operands:
         self.outside, self.terms = outside, terms
         self.emit = outside.loop.emit
 
-    def product(self, term: Term, groups: Groups, full: bool = False) -> fx.Node:
-        """``term`` as [trip, one axis per group]; an axis along which it is constant is of size 1 unless ``full``."""
+    def product(self, term: Term, groups: Groups, full: bool = False, once: bool = False) -> fx.Node:
+        """``term`` as [trip, one axis per group]; an axis along which it is constant is of size 1 unless ``full``.
+
+        With ``once`` it is [1, one axis per group] where it is the same in each step.
+        """
         order = [label for group in groups for label in group]
         if stray := term.support - set(order):
             raise NotMultilinear(f"a factor has {len(stray)} axes that the state has not")
@@ -41,7 +44,9 @@ class Operands:
             result = Value(self.emit(aten.ones.default, [1] * len(order), dtype=self._dtype()), False)
         if term.scale != 1:
             result = Value(self.emit(aten.mul.Tensor, result.node, term.scale), result.batched)
-        return self.grouped(self.every_step(result), groups, full)
+        single = once and not result.batched
+        steps = self.emit(aten.unsqueeze.default, result.node, 0) if single else self.every_step(result)
+        return self.grouped(steps, groups, full)
 
     def fixed(self, term: Term, order: Sequence[Label]) -> fx.Node:
         """``term``, the same in each step, as [one axis per label]."""
@@ -117,7 +122,7 @@ class Operands:
     def state(self, outer: fx.Node, labels: Sequence[Label | None], groups: Groups) -> fx.Node:
         """The initial state [one axis per label] as [one axis per group]."""
         order = [label for group in groups for label in group]
-        node = self._ordered(outer, labels, order)
+        node = self.ordered(outer, labels, order)
         if all(len(group) == 1 for group in groups):
             return node
         shape = node.meta["val"].shape
@@ -150,12 +155,12 @@ class Operands:
                 raise NotMultilinear(f"there is no rule to compute {node.target} for all steps at once")
             node, labels = value.node, ((TIME, *labels) if value.batched else labels)
         batched = TIME in labels
-        node = self._ordered(node, labels, [TIME, *order] if batched else order)
+        node = self.ordered(node, labels, [TIME, *order] if batched else order)
         if factor.power < 0:
             node = self.emit(aten.reciprocal.default, node)
         return Value(node, batched)
 
-    def _ordered(self, node: fx.Node, labels: Sequence[Label | None], order: Sequence[Label]) -> fx.Node:
+    def ordered(self, node: fx.Node, labels: Sequence[Label | None], order: Sequence[Label]) -> fx.Node:
         """``node`` with one axis per label of ``order``, of size 1 where it has none."""
         present = [label for label in labels if label is not None]
         for axis in reversed([i for i, label in enumerate(labels) if label is None]):

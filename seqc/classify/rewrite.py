@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.fx as fx
@@ -26,7 +26,8 @@ aten = torch.ops.aten
 class Rewritten:
     """``results`` maps the index of a loop's result to the node that replaces it; ``why`` says what was recognised.
 
-    ``carries`` are those that the op replaces.
+    ``carries`` are those that the op replaces. ``fed`` maps values of the body that other carries may read to what they
+    are in all steps.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Rewritten:
     results: dict[int, fx.Node]
     written: list[fx.Node]
     carries: tuple[int, ...]
+    fed: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
 def as_linear_scan(

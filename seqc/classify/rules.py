@@ -249,6 +249,10 @@ ADDITIVE = frozenset({
 })  # fmt: skip
 """Operators that are expanded only on values that read the state: elsewhere their result is an atom."""
 
+SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar,
+                   aten.rsub.Tensor})  # fmt: skip
+"""Those of them that only add."""
+
 RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.mul.Tensor, aten.mul.Scalar), _mul),
     **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), _div),

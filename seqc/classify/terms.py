@@ -23,7 +23,8 @@ class Terms:
 
     ``xs`` are the body's placeholders for a step, with the values in front of the loop that they are a step of; the
     products that these are get forms by ``around``, the Terms of the graph around. ``gm`` may get new nodes (masks as
-    numbers); those that nothing reads are dead code.
+    numbers); those that nothing reads are dead code. Sums of values that read no state are atoms, but for those by the
+    operators ``expanded`` and those of values computed from ``opened``.
     """
 
     def __init__(
@@ -33,14 +34,18 @@ class Terms:
         mode: Any,
         around: Terms | None = None,
         xs: Mapping[fx.Node, fx.Node] | None = None,
+        expanded: frozenset[Any] = frozenset(),
+        opened: Iterable[fx.Node] = (),
     ) -> None:
         self.states = frozenset(states)
         self.emit = Emitter(gm, mode)
         self.around, self.xs = around, dict(xs or {})
+        self._whole = ADDITIVE - expanded
         self.sizes: dict[Label, Any] = around.sizes if around else {}
         self._count: Iterator[int] = around._count if around else itertools.count(TIME + 1)
         self._forms: dict[fx.Node, Form | NotMultilinear] = {}
         self._reading = _readers(gm, self.states)
+        self._open = self._reading | _readers(gm, frozenset(opened))
 
     def reads(self, node: fx.Node) -> bool:
         """Whether ``node`` is a state or computed from one."""
@@ -65,7 +70,7 @@ class Terms:
 
     def _read_by_rule(self, node: fx.Node) -> list[fx.Node]:
         """The operands whose forms that of ``node`` is made of."""
-        expanded = node.target in RULES and (self.reads(node) or node.target not in ADDITIVE)
+        expanded = node.target in RULES and (node in self._open or node.target not in self._whole)
         if not expanded or node in self.states:
             return []
         return node.args[0].all_input_nodes if node.target is operator.getitem else node.all_input_nodes  # type: ignore[union-attr]
@@ -112,7 +117,7 @@ class Terms:
         reads = self.reads(node)
         rule = RULES.get(node.target)
         try:
-            if rule is None or (not reads and node.target in ADDITIVE):
+            if rule is None or (node not in self._open and node.target in self._whole):
                 raise NotMultilinear(f"{node.target} of the state")
             result = rule(self, node)
             if len(result.terms) > _MOST_TERMS:

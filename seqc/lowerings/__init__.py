@@ -8,6 +8,7 @@ from __future__ import annotations
 FORMS: dict[str, tuple[str, ...]] = {
     "linear_scan": ("sequential", "prefix"),
     "selective_scan": ("channels_last", "prefix"),
+    "softmax_scan": ("contrib", "sequential"),
     "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
 }

@@ -12,6 +12,7 @@ from seqc.lowerings import (
     parallel_attention,
     prefix,
     selective_scan,
+    softmax_scan,
 )
 from seqc.lowerings.base import Lowering
 from seqc.target import Target
@@ -20,14 +21,13 @@ _ALL = {
     (form.op, form.name): form
     for module in (
         linear_scan,
-        parallel_attention,
-        prefix,
         selective_scan,
         linear_attention,
         chunked_attention,
-        gated_rnn,
-        prefix,
         parallel_attention,
+        prefix,
+        gated_rnn,
+        softmax_scan,
     )
     for form in module.LOWERINGS
 }

@@ -77,6 +77,19 @@ def _attention(heads: int, keys: int, values: int, shared: bool) -> Callable[[in
     return make
 
 
+def _softmax(scores: tuple[int, ...], values: tuple[int, ...]) -> Callable[[int], Tensors]:
+    def make(length: int) -> Tensors:
+        start = torch.full((1, *scores), float("-inf")), torch.zeros(1, *values), torch.zeros(1, *scores)
+        return 3 * torch.randn(length, 1, *scores), torch.randn(length, 1, *values), -torch.rand(1, 1, *scores), *start
+
+    return make
+
+
+def _ratio(found: Tensors) -> Tensors:
+    """What models read: the weighted mean."""
+    return (found[1] / found[2],)
+
+
 ops = torch.ops.seqc
 CASES = {
     "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1)),
@@ -92,6 +105,18 @@ CASES = {
         lambda q, k, v, s, g, beta: ops.linear_attention(q, k, v, s, g, None),
         _attention(8, 64, 64, False),
         (0, 1, 2, 4, 5),
+    ),
+    "softmax scan, 8 heads of 64": Case(
+        "softmax_scan",
+        lambda s, v, d, m, u, w: _ratio(ops.softmax_scan(s, v, None, m, u, w)),
+        _softmax((8, 1), (8, 64)),
+        (0, 1),
+    ),
+    "softmax scan, 1024 channels, with decay": Case(
+        "softmax_scan",
+        lambda *given: _ratio(ops.softmax_scan(*given)),
+        _softmax((1024,), (1024,)),
+        (0, 1),
     ),
     "gated delta, 16 heads, 128 x 128": Case(
         "linear_attention",

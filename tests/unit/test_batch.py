@@ -58,7 +58,7 @@ CASES: dict[str, Body] = {
     "flip and roll": lambda x, u, w: x.flip(1) + x.roll(1, 1),
     "layer_norm": lambda x, u, w: F.layer_norm(u, (4,), w[0], w[1]),
     "rms_norm": lambda x, u, w: F.rms_norm(u, (4,), w[0]),
-    "activations": lambda x, u, w: F.silu(x) + F.gelu(x) + F.softplus(x) + F.relu(x),
+    "activations": lambda x, u, w: F.silu(x) + F.gelu(x) + F.softplus(x) + F.relu(x) + F.logsigmoid(x),
     "conv1d": lambda x, u, w: F.conv1d(u, w.t()[:, :3, None], padding=0),
     "group_norm": lambda x, u, w: F.group_norm(u, 3),
     "attention": lambda x, u, w: F.scaled_dot_product_attention(u[:, None], u[:, None], u[:, None]),

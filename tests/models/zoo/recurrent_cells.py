@@ -212,6 +212,48 @@ class Aaren(nn.Module):
         return torch.stack(outputs, dim=1)
 
 
+class LightNet(_Heads):
+    """LightNet's additive recurrence (arXiv 2405.21022): z is the logarithm of the summed exponentials of the keys so far."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.split(x)
+        z = torch.full((x.shape[0], self.heads, self.size), float("-inf"))
+        state = torch.zeros(x.shape[0], self.heads, self.size, self.size)
+        outputs = []
+        for t in range(x.shape[1]):
+            following = torch.logaddexp(z, k[:, t])
+            decay, key = torch.exp(z - following), torch.exp(k[:, t] - following)
+            state = decay.unsqueeze(-1) * state + key.unsqueeze(-1) * v[:, t].unsqueeze(-2)
+            outputs.append(torch.einsum("bhi,bhij->bhj", q[:, t], state))
+            z = following
+        return self.out(torch.stack(outputs, dim=1).flatten(2))
+
+
+class Slstm(nn.Module):
+    """sLSTM (xLSTM, arXiv 2405.04517): exponential gates kept relative to their largest, with or without a hidden state."""
+
+    def __init__(self, recurrent: bool) -> None:
+        super().__init__()
+        self.gates = nn.Linear(WIDTH, 4 * 8)
+        self.recurrent = nn.Linear(8, 4 * 8, bias=False) if recurrent else None
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = c = n = m = x.new_zeros(x.shape[0], 8)
+        outputs = []
+        for t in range(x.shape[1]):
+            gates = self.gates(x[:, t])
+            if self.recurrent is not None:
+                gates = gates + self.recurrent(h)
+            z, i, f, o = gates.chunk(4, dim=-1)
+            kept = F.logsigmoid(f) + m
+            m = torch.maximum(kept, i)
+            i, f = torch.exp(i - m), torch.exp(kept - m)
+            c, n = f * c + i * torch.tanh(z), f * n + i
+            h = torch.sigmoid(o) * c / n
+            outputs.append(h)
+        return torch.stack(outputs, dim=1), c, n, m
+
+
 class _Mamba(nn.Module):
     """A selective state space (arXiv 2312.00752) with a causal convolution, its scan a loop."""
 
@@ -324,6 +366,9 @@ MODELS = (
     plain("linear_attention", LinearAttention),
     plain("deltanet", DeltaNet, note="writes y[:, t]"),
     plain("aaren", Aaren, note="starts from -inf"),
+    plain("lightnet", LightNet, note="starts from -inf"),
+    plain("slstm", Slstm, True),
+    plain("slstm_without_recurrent_weights", Slstm, False),
     plain("mamba_bidirectional", BidirectionalMamba, note="by flip"),
     plain("universal_transformer", UniversalTransformer, loops=False, note="depth 3"),
 )

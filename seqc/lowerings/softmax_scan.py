@@ -1,0 +1,113 @@
+"""Forms of ``seqc::softmax_scan``."""
+
+from __future__ import annotations
+
+import torch
+import torch.fx as fx
+
+from seqc.emit import Emitter
+from seqc.lowerings import linear_attention
+from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
+from seqc.program import named_args
+from seqc.verify import same_shape
+from seqc.write_loop import write_loop
+
+aten = torch.ops.aten
+
+_STATES = 3
+
+
+def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """A loop over the maximum and, of numerator and denominator, what is read."""
+    score, value, decay, *initial, reverse = named_args(node).values()
+    read = {int(user.args[1]) for user in node.users if user.users}  # type: ignore[arg-type]
+    kept_up = [i for i in range(_STATES) if i == 0 or not read.isdisjoint((i, i + _STATES))]
+    walked = [i for i in kept_up if i in read]
+    xs = {"score": score, "value": value if 1 in kept_up else None, "decay": decay}
+    constant = decay is not None and decay.meta["val"].shape[0] == 1
+    invariants = [emit(aten.squeeze.dim, xs.pop("decay"), 0)] if constant else []
+    xs = {name: x for name, x in xs.items() if x is not None}
+
+    def step(
+        inner: Emitter, carries: list[fx.Node], given: list[fx.Node], fixed: list[fx.Node]
+    ) -> tuple[list[fx.Node], list[fx.Node]]:
+        states, operands = dict(zip(kept_up, carries, strict=True)), dict(zip(xs, given, strict=True))
+        late = fixed[0] if fixed else operands.get("decay")
+        before = states[0] if late is None else inner(aten.add.Tensor, states[0], late)
+        top, old, new = weights(inner, before, operands["score"])
+        following = {0: top}
+        for i in kept_up[1:]:
+            added = inner(aten.mul.Tensor, new, operands["value"]) if i == 1 else new
+            following[i] = inner(aten.add.Tensor, inner(aten.mul.Tensor, old, states[i]), added)
+        return list(following.values()), [following[i] for i in walked]
+
+    states = [initial[i] for i in kept_up]
+    out = write_loop(emit, step, trip_of(emit, score), states, list(xs.values()), invariants, bool(reverse))
+    found = dict(zip([*(i + _STATES for i in kept_up), *walked], out, strict=True))
+    return [found.get(i, score) for i in range(2 * _STATES)]  # nothing reads the others
+
+
+def weights(emit: Emitter, before: fx.Node, score: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node]:
+    """The new maximum, the factor of what was summed before, and that of the value which ``score`` weighs."""
+    top = emit(aten.maximum.default, before, score)
+    finite = emit(aten.clamp_min.default, top, torch.finfo(top.meta["val"].dtype).min)
+    old, new = (emit(aten.exp.default, emit(aten.sub.Tensor, a, finite)) for a in (before, score))
+    return top, old, new
+
+
+def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """The maxima in a loop of their own; known, they make a linear attention with one key of the rest."""
+    score, value, decay, top, numerator, denominator, reverse = named_args(node).values()
+    sizes, values = top.meta["val"].shape, numerator.meta["val"].shape
+    if len(sizes) not in (2, 3) or sizes[-1] != 1 or values[-1] in (0, 1) or not same_shape(sizes[:-1], values[:-1]):
+        raise Refused("it takes one score for each head of several values")
+    constant = decay is not None and decay.meta["val"].shape[0] == 1
+    fixed = [emit(aten.squeeze.dim, decay, 0)] if constant else []
+
+    def step(
+        inner: Emitter, carries: list[fx.Node], given: list[fx.Node], invariants: list[fx.Node]
+    ) -> tuple[list[fx.Node], list[fx.Node]]:
+        late = [*given[1:], *invariants]
+        before = inner(aten.add.Tensor, carries[0], late[0]) if late else carries[0]
+        following = inner(aten.maximum.default, before, given[0])
+        return [following], [before, following]
+
+    xs = [score, *([decay] if decay is not None and not constant else [])]
+    last, before, tops = write_loop(emit, step, trip_of(emit, score), [top], xs, fixed, bool(reverse))
+    finite = emit(aten.clamp_min.default, tops, torch.finfo(tops.meta["val"].dtype).min)
+    kept = emit(aten.sub.Tensor, before, finite)
+    key = emit(aten.exp.default, emit(aten.sub.Tensor, score, finite))
+    query = emit(aten.ones_like.default, key)
+    full = [-1, *(size_of(emit, numerator, axis) for axis in range(len(values)))]
+    added = emit(aten.cat.default, [emit(aten.expand.default, value, full), query], -1)
+    state = emit(aten.unsqueeze.default, emit(aten.cat.default, [numerator, denominator], -1), -2)
+    if len(sizes) == 2:  # one head
+        query, key, added, kept = (emit(aten.unsqueeze.default, x, 2) for x in (query, key, added, kept))
+        state = emit(aten.unsqueeze.default, state, 1)
+    attention = torch.ops.seqc.linear_attention.default
+    sums, final = linear_attention.contrib(emit, emit(attention, query, key, added, state, kept, None, bool(reverse)))
+    final = emit(aten.squeeze.dim, final, -2)
+    if len(sizes) == 2:
+        sums, final = emit(aten.squeeze.dim, sums, 2), emit(aten.squeeze.dim, final, 1)
+    count = values[-1]
+    u, w, u_last, w_last = (
+        emit(aten.slice.Tensor, x, -1, *cut) for x in (sums, final) for cut in ((0, count), (count, count + 1))
+    )
+    return [tops, u, w, last, u_last, w_last]
+
+
+LOWERINGS = (
+    Lowering(
+        "seqc::softmax_scan",
+        "contrib",
+        "the maxima in a loop, the sums by ONNX Runtime's fused operator LinearAttention",
+        contrib,
+        frozenset({"com.microsoft"}),
+    ),
+    Lowering(
+        "seqc::softmax_scan",
+        "sequential",
+        "a loop over the maximum, the numerator and the denominator",
+        sequential,
+    ),
+)
