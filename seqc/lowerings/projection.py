@@ -86,7 +86,8 @@ def _together(emit: Emitter, node: fx.Node) -> Projection | None:
     if all(whole.bias is None for whole in wholes):
         return Projection(wholes[0].x, weight, None)
     biases = [
-        whole.bias or emit(aten.new_zeros.default, whole.weight, [whole.weight.meta["val"].shape[0]]) for whole in wholes
+        whole.bias or emit(aten.new_zeros.default, whole.weight, [whole.weight.meta["val"].shape[0]])
+        for whole in wholes
     ]
     return Projection(wholes[0].x, weight, joined(emit, biases, 0))
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from seqc.lowerings import FIRST_WITHOUT_LOOPS, FORMS, chunked_attention, gated_rnn, linear_attention, linear_scan, parallel_attention, prefix, selective_scan
+from seqc.lowerings import (
+    FIRST_WITHOUT_LOOPS,
+    FORMS,
+    causal_conv,
+    chunked_attention,
+    gated_rnn,
+    linear_attention,
+    linear_scan,
+    parallel_attention,
+    prefix,
+    selective_scan,
+)
 from seqc.lowerings.base import Lowering
 from seqc.target import Target
 
 _ALL = {
     (form.op, form.name): form
-    for module in (linear_scan, parallel_attention, prefix, selective_scan, linear_attention, chunked_attention, gated_rnn, prefix, parallel_attention)
+    for module in (
+        linear_scan,
+        parallel_attention,
+        prefix,
+        selective_scan,
+        linear_attention,
+        chunked_attention,
+        gated_rnn,
+        causal_conv,
+    )
     for form in module.LOWERINGS
 }
 
