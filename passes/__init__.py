@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from seqc.passes.causal_conv import CausalConv
 from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.hoist import Hoist
 from seqc.passes.sink import Sink
@@ -15,6 +16,7 @@ from seqc.rewrite import Pass
 __all__ = [
     "BY_NAME",
     "DEFAULT",
+    "CausalConv",
     "ClassifyRecurrence",
     "Hoist",
     "Sink",
@@ -26,13 +28,14 @@ __all__ = [
 
 # Complex values first: what Hoist then moves is real, and the projections it looks for are plain matrix products, which
 # are first told apart by what they read. Then loops have in their bodies what depends on the state, and what blows up
-# memory outside: this is what is recognised.
+# memory outside: this is what is recognised. Convolutions that read no state have left the loops by then.
 DEFAULT: tuple[Pass, ...] = (
     SplitComplex(),
     SplitProjections(),
     SplitRecurrence(),
     Hoist(),
     Sink(),
+    CausalConv(),
     ClassifyRecurrence(),
 )
 """The passes that run unless told otherwise, in this order."""

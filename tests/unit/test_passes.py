@@ -11,7 +11,8 @@ from seqc.rewrite import Pass
 
 
 def test_default_passes_satisfy_the_protocol_and_are_found_by_name() -> None:
-    assert [p.name for p in DEFAULT] == ["split_complex", "hoist", "sink", "classify_recurrence"] == list(BY_NAME)
+    loops = ["split_complex", "split_projections", "split_recurrence", "hoist", "sink"]
+    assert [p.name for p in DEFAULT] == [*loops, "causal_conv", "classify_recurrence"] == list(BY_NAME)
     for step in DEFAULT:
         assert isinstance(step, Pass) and dataclasses.is_dataclass(step)
         with pytest.raises(dataclasses.FrozenInstanceError):
