@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from seqc.passes.causal_conv import CausalConv
 from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.fold_constants import FoldConstants
 from seqc.passes.fuse_discretization import FuseDiscretization
@@ -17,6 +18,7 @@ from seqc.rewrite import Pass
 __all__ = [
     "BY_NAME",
     "DEFAULT",
+    "CausalConv",
     "ClassifyRecurrence",
     "FoldConstants",
     "FuseDiscretization",
@@ -31,7 +33,8 @@ __all__ = [
 # What weights alone decide is folded while values are still complex: PyTorch computes on them what ONNX cannot, from
 # exponentials that kept their digits. Complex values next: what Hoist then moves is real, and the projections it looks
 # for are plain matrix products, which are first told apart by what they read. Then loops have in their bodies what
-# depends on the state, and what blows up memory outside: this is what is recognised.
+# depends on the state, and what blows up memory outside: this is what is recognised. Convolutions that read no state have
+# left the loops by then.
 DEFAULT: tuple[Pass, ...] = (
     FuseDiscretization(),
     FoldConstants(),
@@ -40,6 +43,7 @@ DEFAULT: tuple[Pass, ...] = (
     SplitRecurrence(),
     Hoist(),
     Sink(),
+    CausalConv(),
     ClassifyRecurrence(),
 )
 """The passes that run unless told otherwise, in this order."""

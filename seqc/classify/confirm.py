@@ -14,6 +14,12 @@ from seqc.ops.recurrence import is_recurrence, parts
 _SIZES = (3, 2, 7, 4, 6, 8)
 _FEWEST_STEPS = 3
 
+# Of their operand these read only the shape.
+_READS_SHAPES = frozenset(
+    getattr(torch.ops.aten, name).default
+    for name in ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+)
+
 
 def largest_error(
     pairs: Sequence[tuple[fx.Node, fx.Node]],
@@ -28,9 +34,35 @@ def largest_error(
     distributions are tried: normal, and uniform between 0.1 and 0.9; elements of ``weights`` keep their signs. inf where
     a shape differs, where there are no values, or where neither distribution gives finite ones.
     """
+    return _largest(pairs, _behind(pairs, set(boundary)), weights, _sizes(_torch.size_expr(trip)), seed)
+
+
+def largest_error_between(
+    pairs: Sequence[tuple[fx.Node, fx.Node]],
+    boundary: Sequence[fx.Node],
+    weights: Mapping[str, torch.Tensor],
+    trip: Any,
+    fewest: int,
+    seed: int = 0,
+) -> float:
+    """As :func:`largest_error`, where only what lies between ``boundary`` and ``pairs`` is computed, all else random.
+
+    ``trip``, an expression, is at least ``fewest`` where its symbols allow it.
+    """
+    computed = {n for pair in pairs for node in pair for n in _above(node, set(boundary))}
+    return _largest(pairs, {n for n in computed if n.op == "call_function"}, weights, _sizes(trip, fewest), seed)
+
+
+def _largest(
+    pairs: Sequence[tuple[fx.Node, fx.Node]],
+    computed: set[fx.Node],
+    weights: Mapping[str, torch.Tensor],
+    sizes: dict[Any, int],
+    seed: int,
+) -> float:
     errors = []
     for spread in ("normal", "unit"):
-        evaluation = _Evaluation(pairs, boundary, weights, trip, seed, spread)
+        evaluation = _Evaluation(computed, weights, dict(sizes), seed, spread)
         found = [_error(evaluation.value(old), evaluation.value(new)) for old, new in pairs]
         if None not in found:
             errors += [error for error in found if error is not None]
@@ -49,44 +81,45 @@ def _error(old: torch.Tensor, new: torch.Tensor) -> float | None:
     return error if error == error else float("inf")
 
 
-def _sizes(trip: int | torch.SymInt) -> dict[Any, int]:
-    """Sizes for the symbols of ``trip`` at which there are at least 3 steps."""
-    expr = _torch.size_expr(trip)
+def _behind(pairs: Sequence[tuple[fx.Node, fx.Node]], cut: set[fx.Node]) -> set[fx.Node]:
+    """What lies behind the boundary ``cut``, and what reads no input at all."""
+    new = {n for _, node in pairs for n in _above(node, cut)}
+    behind: set[fx.Node] = set()
+    # A constant of the boundary, such as a state of zeros, is that of other layers too: what reads it lies not behind.
+    roots = {n for n in cut if n.op == "placeholder" or any(_is_tensor(a) for a in n.all_input_nodes)}
+    for node in pairs[0][0].graph.nodes:
+        tensors = [n for n in node.all_input_nodes if _is_tensor(n)]
+        constant = node.op == "call_function" and node not in cut and all(n in behind for n in tensors)
+        near = any(n in cut and n not in roots and node in new for n in tensors)
+        if constant or near or any(n in behind or n in roots for n in tensors):
+            behind.add(node)
+    return behind
+
+
+def _sizes(expr: Any, fewest: int = _FEWEST_STEPS) -> dict[Any, int]:
+    """Sizes for the symbols of ``expr`` at which there are at least ``fewest`` steps."""
     for size in (5, 9, 17, 33, 65, 129, 257, 513, 1025):
         sizes = {symbol: size + i for i, symbol in enumerate(sorted(expr.free_symbols, key=str))}
-        if int(expr.subs(sizes)) >= _FEWEST_STEPS:
+        if int(expr.subs(sizes)) >= fewest:
             return sizes
     return {}
 
 
 class _Evaluation:
+    """Values of nodes in float64: those of ``behind`` are computed, all others random."""
+
     def __init__(
         self,
-        pairs: Sequence[tuple[fx.Node, fx.Node]],
-        boundary: Sequence[fx.Node],
+        behind: set[fx.Node],
         weights: Mapping[str, torch.Tensor],
-        trip: int | torch.SymInt,
+        sizes: dict[Any, int],
         seed: int,
         spread: str,
     ) -> None:
-        self.weights = weights
+        self.behind, self.weights, self.spread = behind, weights, spread
         self.values: dict[fx.Node, Any] = {}
         self.generator = torch.Generator().manual_seed(seed)
-        self.spread = spread
-        self.sizes = _sizes(trip)
-        graph = pairs[0][0].graph
-        new = {n for _, node in pairs for n in _above(node, set(boundary))}
-        cut = set(boundary)
-        # What lies behind the boundary, and what reads no input at all, is computed; the rest is random.
-        self.behind: set[fx.Node] = set()
-        # A constant of the boundary, such as a state of zeros, is that of other layers too: what reads it lies not behind.
-        roots = {n for n in cut if n.op == "placeholder" or any(_is_tensor(a) for a in n.all_input_nodes)}
-        for node in graph.nodes:
-            tensors = [n for n in node.all_input_nodes if _is_tensor(n)]
-            constant = node.op == "call_function" and node not in cut and all(n in self.behind for n in tensors)
-            near = any(n in cut and n not in roots and node in new for n in tensors)
-            if constant or near or any(n in self.behind or n in roots for n in tensors):
-                self.behind.add(node)
+        self.sizes = sizes
 
     def value(self, node: fx.Node) -> Any:
         pending = [node]
@@ -141,14 +174,14 @@ class _Evaluation:
 
 
 def _above(node: fx.Node, boundary: set[fx.Node]) -> set[fx.Node]:
-    """``node`` and what it is computed from, down to ``boundary``."""
+    """``node`` and what its values are computed from, down to ``boundary``."""
     found: set[fx.Node] = set()
     pending = [node]
     while pending:
         current = pending.pop()
         if current not in found and current not in boundary:
             found.add(current)
-            pending += current.all_input_nodes
+            pending += [] if current.target in _READS_SHAPES else current.all_input_nodes
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from seqc.lowerings import (
     FIRST_WITHOUT_LOOPS,
     FORMS,
+    causal_conv,
     chunked_attention,
     gated_rnn,
     linear_attention,
@@ -28,6 +29,7 @@ _ALL = {
         prefix,
         gated_rnn,
         softmax_scan,
+        causal_conv,
     )
     for form in module.LOWERINGS
 }

@@ -45,12 +45,13 @@ class Calls(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A recurrence of a real model's size: the op, and inputs of which the first ``timed`` have time as axis 0."""
+    """A recurrence of a real model's size: the op, and inputs of which those in ``timed`` have time as axis ``axis``."""
 
     op: str
     function: Callable[..., Tensors]
     inputs: Callable[[int], Tensors]
     timed: tuple[int, ...]
+    axis: int = 0
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -90,6 +91,10 @@ def _ratio(found: Tensors) -> Tensors:
     return (found[1] / found[2],)
 
 
+def _conv(length: int) -> Tensors:
+    return torch.randn(1, 1536, length), torch.randn(1536, 1, 4), torch.randn(1536)
+
+
 ops = torch.ops.seqc
 CASES = {
     "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1)),
@@ -124,12 +129,15 @@ CASES = {
         _attention(16, 128, 128, False),
         (0, 1, 2, 4, 5),
     ),
+    "causal convolution, 1536 x 4": Case(
+        "causal_conv", lambda x, w, b: ops.causal_conv(x, w, b, None)[:1], _conv, (0,), axis=2
+    ),
 }
 
 
 def compiled(case: Case, form: str | None) -> tuple[onnxruntime.InferenceSession, str] | None:
     """A session of the case in ``form`` (None: the chosen one), with the name of the form; None where it refuses."""
-    shapes = [{0: "sequence"} if i in case.timed else {} for i in range(len(case.inputs(9)))]
+    shapes = [{case.axis: "sequence"} if i in case.timed else {} for i in range(len(case.inputs(9)))]
     program = seqc.trace(Calls(case.function), case.inputs(9), shapes)
     try:
         (record,) = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form})])

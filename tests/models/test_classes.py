@@ -53,6 +53,19 @@ def test_a_target_with_its_own_operators_gets_its_fastest_form(name: str, form: 
     assert ("com.microsoft" in domains) == (form == "contrib")
 
 
+def test_a_convolution_can_be_the_target_s_own_operator(tmp_path: Path) -> None:
+    zoo, options = ALL["lfm2"], {"lowering.causal_conv": "contrib"}
+    compiled = seqc.compile(
+        zoo.build(), example(zoo), dynamic_shapes=zoo.dynamic_shapes, target="ort-cpu", options=options
+    )
+    assert compiled.report["check"]["ok"]
+    (record,) = [r for r in compiled.report["passes"] if r["name"] == "causal_conv"]
+    assert record["changes"] == 1 and "3 taps" in record["reasons"][0]
+    compiled.save(tmp_path / "artifact")
+    nodes = onnx.load(tmp_path / "artifact" / "model.onnx").graph.node
+    assert [node.op_type for node in nodes if node.domain == "com.microsoft"] == ["CausalConvWithState"]
+
+
 def test_inspect_says_layer_by_layer_what_was_recognised_and_what_it_became(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +78,8 @@ def test_inspect_says_layer_by_layer_what_was_recognised_and_what_it_became(
         lines = [line for line in shown.splitlines() if f"layers.{layer}.mixer" in line]
         assert any("is a selective_scan" in line and "confirmed in float64" in line for line in lines)
         assert any("selective_scan as channels_last" in line for line in lines)
+        assert any("is a causal_conv (4 taps" in line for line in lines)
+        assert any("causal_conv as conv" in line for line in lines)
     (memory,) = [line for line in shown.splitlines() if "peak activations" in line]
     assert "batch=1, sequence=2048" in memory and "before the passes" in memory
     # transformers discretises all steps in front of the loop; of [batch, length, channels, states] nothing must be left.

@@ -19,6 +19,7 @@ def test_default_passes_satisfy_the_protocol_and_are_found_by_name() -> None:
         "split_recurrence",
         "hoist",
         "sink",
+        "causal_conv",
         "classify_recurrence",
     ]
     assert list(BY_NAME) == [p.name for p in DEFAULT]

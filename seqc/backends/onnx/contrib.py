@@ -36,7 +36,22 @@ def linear_attention(translator: Translator, node: fx.Node, graph: ir.Graph, val
     return list(call.outputs)
 
 
+def causal_conv(translator: Translator, node: fx.Node, graph: ir.Graph, values: Values) -> list[ir.Value]:
+    """com.microsoft.CausalConvWithState for ``seqc::ort_causal_conv``."""
+    *tensors, dilation = node.args
+    inputs = [values[n.name] if isinstance(n, fx.Node) else None for n in tensors]
+    while inputs[-1] is None:
+        inputs.pop()
+    attributes = [ir.AttrInt64("ndim", 1), ir.AttrInt64("dilation", int(dilation))]  # type: ignore[arg-type]
+    call = ir.Node(DOMAIN, "CausalConvWithState", inputs, attributes, num_outputs=2, version=1)
+    graph.append(call)
+    for i, value in enumerate(call.outputs):
+        value.name = f"{node.name}_{i}"
+    return list(call.outputs)
+
+
 WRITERS: dict[Any, Callable[..., list[ir.Value]]] = {
     torch.ops.seqc.ort_linear_attention.default: linear_attention,
+    torch.ops.seqc.ort_causal_conv.default: causal_conv,
 }
 """By dialect op, what appends its operator to the ONNX graph."""

@@ -18,7 +18,7 @@ import torch.fx as fx
 
 import seqc
 from seqc import _torch
-from seqc.backends.onnx import aten_fixes, contrib, recurrence
+from seqc.backends.onnx import aten_fixes, contrib, left_padded_conv, recurrence
 from seqc.backends.onnx.refusal import Refusals, innermost_reason
 from seqc.errors import UnsupportedModelError
 from seqc.ops.recurrence import is_recurrence
@@ -89,6 +89,8 @@ class Translator:
         try:
             if is_recurrence(node):
                 values[node.name] = recurrence.lower(self, node, graph, values)
+            elif node.target is torch.ops.seqc.left_padded_conv.default:
+                values[node.name] = left_padded_conv.lower(self, node, graph, values)
             elif node.target in contrib.WRITERS:
                 values[node.name] = contrib.WRITERS[node.target](self, node, graph, values)
             elif (several := _several(node, values)) is not None:

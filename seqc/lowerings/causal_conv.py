@@ -1,0 +1,57 @@
+"""Forms of ``seqc::causal_conv``."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.fx as fx
+
+from seqc.emit import Emitter
+from seqc.lowerings.base import Lowering, Refused, size_of
+from seqc.ops.causal_conv import reach
+from seqc.program import named_args
+
+aten = torch.ops.aten
+
+
+def conv(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """One convolution; without a state the zeros are its padding, and the line is written for the final state only."""
+    x, weight, bias, state, dilation = named_args(node).values()
+    steps = reach(weight.meta["val"], dilation)
+    line, left = (x, steps) if state is None else (emit(aten.cat.default, [state, x], 2), 0)
+    y = emit(torch.ops.seqc.left_padded_conv.default, line, weight, bias, left, dilation)
+    if not any(reader.args[1] == 1 for reader in node.users):
+        return [y, y]
+    if state is None:
+        before = emit(aten.new_zeros.default, x, [size_of(emit, x, 0), size_of(emit, x, 1), steps])
+        line = emit(aten.cat.default, [before, x], 2)
+    first = size_of(emit, x, 2)
+    length = first + steps if isinstance(first, int) else emit(operator.add, first, steps)
+    return [y, emit(aten.slice.Tensor, line, 2, first, length)]
+
+
+def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """ONNX Runtime's CausalConvWithState, which has the same arguments."""
+    arguments = named_args(node)
+    if arguments["x"].meta["val"].dtype != torch.float32:
+        raise Refused(f"com.microsoft.CausalConvWithState has no {arguments['x'].meta['val'].dtype} kernel on the CPU")
+    call = emit(torch.ops.seqc.ort_causal_conv.default, *arguments.values())
+    return [emit(operator.getitem, call, i) for i in (0, 1)]
+
+
+LOWERINGS = (
+    Lowering(
+        "seqc::causal_conv",
+        "conv",
+        "one Conv padded in front; a single step is a product with the taps",
+        conv,
+    ),
+    Lowering(
+        "seqc::causal_conv",
+        "contrib",
+        "ONNX Runtime's fused operator CausalConvWithState",
+        contrib,
+        frozenset({"com.microsoft"}),
+    ),
+)
