@@ -48,7 +48,8 @@ class Taps:
         rank = node.meta["val"].dim()
         terms = [self._term(addend) for addend in _addends(node)]
         for axis in range(rank) if rank == 3 else ():
-            lines = {i: window(term.node, axis) for i, term in enumerate(terms) if isinstance(term, _Term)}
+            full = {i: t.node for i, t in enumerate(terms) if isinstance(t, _Term) and t.node.meta["val"].dim() == rank}
+            lines = {i: window(term, axis) for i, term in full.items()}
             for i, line in lines.items():
                 same = [j for j, other in lines.items() if _same_line(line, other)]
                 if i == same[0] and len({lines[j].start for j in same}) > 1:

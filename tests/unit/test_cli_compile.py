@@ -98,7 +98,7 @@ def test_compile_run_verify(kind: str, capsys: pytest.CaptureFixture[str]) -> No
     assert run(["verify", "art", "--against", "model.pt", *against]) == 0
     assert run(["inspect", "art", "--text"]) == 0
     if kind != "exported":
-        assert "recurrence" in capsys.readouterr().out
+        assert "onnx_rnn" in capsys.readouterr().out
         model.cell.weight_ih.data.add_(0.5)
         torch.save(model.state_dict(), "other.pt")
         assert run(["verify", "art", "--against", "other.pt", "--entry", "savedmodels:Cell"]) == 1
