@@ -10,6 +10,7 @@ from seqc.passes.fold_constants import FoldConstants
 from seqc.passes.fuse_discretization import FuseDiscretization
 from seqc.passes.hoist import Hoist
 from seqc.passes.sink import Sink
+from seqc.passes.sink_readouts import SinkReadouts
 from seqc.passes.split_complex import SplitComplex
 from seqc.passes.split_projections import SplitProjections
 from seqc.passes.split_recurrence import SplitRecurrence
@@ -24,6 +25,7 @@ __all__ = [
     "FuseDiscretization",
     "Hoist",
     "Sink",
+    "SinkReadouts",
     "SplitComplex",
     "SplitProjections",
     "SplitRecurrence",
@@ -42,6 +44,7 @@ DEFAULT: tuple[Pass, ...] = (
     SplitProjections(),
     SplitRecurrence(),
     Hoist(),
+    SinkReadouts(),
     Sink(),
     CausalConv(),
     ClassifyRecurrence(),

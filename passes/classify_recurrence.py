@@ -12,6 +12,7 @@ from seqc.classify.affine import affine, readout
 from seqc.classify.confirm import largest_error
 from seqc.classify.forms import NotMultilinear
 from seqc.classify.gated_rnn import as_gated_rnn
+from seqc.classify.kinds import kind_of
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
 from seqc.classify.running_maximum import running
 from seqc.classify.softmax_scan import as_softmax_scan
@@ -114,7 +115,8 @@ class _Classifier:
         inner = self.loop.carries[index][1]
         cell = f"; no gated cell: {self.no_cell[inner]}" if inner.meta["val"].dim() == 2 else ""
         softmax = f"; no softmax_scan: {self.no_softmax[inner]}" if inner in self.no_softmax else ""
-        self.program.reasons.append(f"{self._what([index])} stays sequential: {_said(reason)}{cell}{softmax}")
+        kind = kind_of(self.loop, index)
+        self.program.reasons.append(f"{self._what([index])} ({kind}) stays sequential: {_said(reason)}{cell}{softmax}")
 
     def _is_no_softmax(self, index: int, reason: Exception) -> None:
         if running(self.loop, index) is not None:

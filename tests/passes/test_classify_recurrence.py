@@ -356,3 +356,37 @@ def test_a_diagonal_state_with_a_readout_is_not_taken_for_a_matrix_of_one_column
     program, reasons = classified(function)
     assert dialect_of(program) == ["recurrence"]
     assert "a diagonal state" in reasons[-1]
+
+
+# -- what stays a loop is told apart -----------------------------------------------------------------------------------
+
+
+def two_states(step: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Function:
+    def function(i):
+        a, b, out = zeros(i, D), zeros(i, D), []
+        for t in range(i["x"].shape[1]):
+            a, b = step(a, b, i["x"][:, t])
+            out.append(a + b)
+        return torch.stack(out, 1)
+
+    return function
+
+
+KINDS: dict[str, tuple[Function, str]] = {
+    "a rotation": (two_states(lambda a, b, x: (0.8 * a - 0.6 * b + x, 0.6 * a + 0.8 * b)),
+                   "affine, each element by itself, 2 coupled states"),
+    "dense": (diagonal(lambda h, x, done: h @ torch.full((D, D), 0.1) + x), "affine, with elements mixed"),
+    "a gate of each element": (diagonal(lambda h, x, done: torch.sigmoid(0.5 * h + x) * h + x),
+                               "not linear, each element by itself"),
+    "gates of two states": (two_states(lambda a, b, x: (torch.tanh(a * x + b), torch.sigmoid(a) * b)),
+                            "not linear, each element by itself, 2 coupled states"),
+    "a normalised state": (diagonal(lambda h, x, done: torch.softmax(h + x, -1)), "not linear, with elements mixed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_stays_a_loop_says_what_it_computes(name: str) -> None:
+    function, kind = KINDS[name]
+    program, reasons = classified(function)
+    assert dialect_of(program) == ["recurrence"]
+    assert any(f"({kind}) stays sequential" in reason for reason in reasons), reasons

@@ -18,6 +18,7 @@ def test_default_passes_satisfy_the_protocol_and_are_found_by_name() -> None:
         "split_projections",
         "split_recurrence",
         "hoist",
+        "sink_readouts",
         "sink",
         "causal_conv",
         "classify_recurrence",

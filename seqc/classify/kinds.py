@@ -1,0 +1,69 @@
+"""What a state that stays in its loop computes: affine or not, and which of its elements depend on which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import networkx as nx
+import torch
+
+from seqc.classify.forms import Form, NotMultilinear
+from seqc.classify.terms import Terms
+from seqc.loop import Loop
+from seqc.verify import same_shape
+
+
+def kind_of(loop: Loop, index: int) -> str:
+    """What carry ``index`` computes together with those that depend on it as it does on them, in words.
+
+    One of: affine, element by element (several states: in blocks of one element of each, as complex numbers are); affine,
+    with elements mixed; not linear, element by element; not linear.
+    """
+    group = _coupled(loop, index)
+    several = f", {len(group)} coupled states" if len(group) > 1 else ""
+    terms = Terms(loop.body, [loop.carries[i][1] for i in group], loop.emit.mode)
+    try:
+        forms = [terms.form(loop.next_carries[i]) for i in group]
+    except NotMultilinear:
+        return f"not linear, {'each element by itself' if _pointwise(loop, group) else 'with elements mixed'}{several}"
+    return f"affine, {'each element by itself' if _diagonal(terms, forms) else 'with elements mixed'}{several}"
+
+
+def _coupled(loop: Loop, index: int) -> list[int]:
+    """The carries that depend, from step to step, on carry ``index`` and it on them."""
+    inner = [carry for _, carry in loop.carries]
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(len(inner)))
+    for i, following in enumerate(loop.next_carries):
+        graph.add_edges_from((inner.index(carry), i) for carry in loop.carries_behind(following))
+    (group,) = [c for c in nx.strongly_connected_components(graph) if index in c]
+    return sorted(group)
+
+
+def _diagonal(terms: Terms, forms: Sequence[Form]) -> bool:
+    """Whether each state is read where it is written."""
+    for form in forms:
+        for term in form.terms:
+            for factor in term.factors:
+                axes = tuple(() if label is None else (label,) for label in factor.labels)
+                if factor.node in terms.states and axes != form.axes:
+                    return False
+    return True
+
+
+def _pointwise(loop: Loop, group: Sequence[int]) -> bool:
+    """Whether only operations element by element lead from the states to the next ones."""
+    shape = loop.carries[group[0]][1].meta["val"].shape
+    reading = {loop.carries[i][1] for i in group}
+    leading = {loop.next_carries[i] for i in group}
+    for node in reversed(loop.operations()):
+        if node in leading:
+            leading.update(node.all_input_nodes)
+    for node in loop.operations():
+        if node not in leading or not any(n in reading for n in node.all_input_nodes):
+            continue
+        pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+        if not pointwise or not same_shape(node.meta["val"].shape, shape):
+            return False
+        reading.add(node)
+    return True
