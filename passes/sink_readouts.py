@@ -69,7 +69,9 @@ class SinkReadouts:
     def _region(self, loop: Loop, reader: fx.Node) -> _Region | None:
         """What is computed step by step from ``reader``, up to where it is small; None where not all of it is."""
         behind = _dependents(loop.node)
-        large, steps, finals = {reader: 0}, {}, {}
+        large: dict[fx.Node, int] = {reader: 0}
+        steps: dict[fx.Node, Step] = {}
+        finals: dict[fx.Node, int] = {}
         limit = _bytes(large) / self.min_saving
         for node in loop.gm.graph.nodes:
             if not any(n in large for n in node.all_input_nodes):

@@ -147,20 +147,20 @@ def _linear(node: fx.Node, known: Mapping[fx.Node, int]) -> Step | None:
 
 
 def _einsum(node: fx.Node, known: Mapping[fx.Node, int]) -> Step | None:
-    equation, operands = node.args[:2]
-    left, arrow, right = str(equation).replace(" ", "").partition("->")
+    equation, operands = str(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    left, arrow, right = equation.replace(" ", "").partition("->")
     parts = left.split(",")
-    letters = {parts[i][known[n]] for i, n in enumerate(operands) if n in known}  # type: ignore[arg-type, union-attr]
+    letters = {parts[i][known[n]] for i, n in enumerate(operands) if n in known}
     if not arrow or "." in left or len(letters) != 1:
         return None
     (time,) = letters
     if right.count(time) != 1 or any(part.count(time) > 1 for part in parts):
         return None
     axes = [part.index(time) if time in part else None for part in parts]
-    leaves = {n: Leaf(n, a, a is not None) for n, a in zip(operands, axes, strict=True) if n not in known}  # type: ignore[arg-type]
+    leaves = {n: Leaf(n, a, a is not None) for n, a in zip(operands, axes, strict=True) if n not in known}
     step = f"{left}->{right}".replace(time, "")
 
     def write(emit: Emitter, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        return emit(aten.einsum.default, step, [values[n] for n in operands])  # type: ignore[index, union-attr]
+        return emit(aten.einsum.default, step, [values[n] for n in operands])
 
     return Step(right.index(time), leaves, write)

@@ -23,6 +23,7 @@ import seqc.ops
 from seqc.backends.onnx import export
 from seqc.lowerings import FORMS
 from seqc.lowerings.lower import Lower
+from seqc.ops.gated_rnn import GATES
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
 from tests.benchmarks.timing import medians
@@ -95,6 +96,24 @@ def _conv(length: int) -> Tensors:
     return torch.randn(1, 1536, length), torch.randn(1536, 1, 4), torch.randn(1536)
 
 
+class Cells(nn.Module):
+    """A layer of gated cells with its input projection."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        rows = GATES[kind] * width
+        self.kind = kind
+        self.inputs, self.recurrent = nn.Linear(width, rows), nn.Linear(width, rows)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> Tensors:
+        parts = (self.recurrent.weight, self.recurrent.bias)
+        return tuple(ops.gated_rnn(self.inputs(x), *parts, h, c, self.kind)[:1])
+
+
+def _cells(width: int) -> Callable[[int], Tensors]:
+    return lambda length: (torch.randn(length, 1, width), torch.zeros(1, width), torch.zeros(1, width))
+
+
 ops = torch.ops.seqc
 CASES = {
     "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1)),
@@ -129,6 +148,8 @@ CASES = {
         _attention(16, 128, 128, False),
         (0, 1, 2, 4, 5),
     ),
+    "LSTM, 256 units": Case("gated_rnn", Cells("lstm", 256), _cells(256), (0,)),
+    "GRU, 256 units": Case("gated_rnn", Cells("gru", 256), _cells(256), (0,)),
     "causal convolution, 1536 x 4": Case(
         "causal_conv", lambda x, w, b: ops.causal_conv(x, w, b, None)[:1], _conv, (0,), axis=2
     ),
@@ -137,8 +158,10 @@ CASES = {
 
 def compiled(case: Case, form: str | None) -> tuple[onnxruntime.InferenceSession, str] | None:
     """A session of the case in ``form`` (None: the chosen one), with the name of the form; None where it refuses."""
-    shapes = [{case.axis: "sequence"} if i in case.timed else {} for i in range(len(case.inputs(9)))]
-    program = seqc.trace(Calls(case.function), case.inputs(9), shapes)
+    sequence = torch.export.Dim("sequence", max=65536)  # some forms need a bound
+    shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
+    model = case.function if isinstance(case.function, nn.Module) else Calls(case.function)
+    program = seqc.trace(model, case.inputs(9), shapes)
     try:
         (record,) = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form})])
     except seqc.errors.UnsupportedOpError:
@@ -169,6 +192,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(THREADS)
+    torch.set_grad_enabled(False)
     for name in options.only:
         case = CASES[name]
         found = {form: compiled(case, form) for form in FORMS[case.op]}
