@@ -1,0 +1,111 @@
+"""How many kernels TensorRT makes of each scan op for target ``tensorrt``; its builder needs no GPU.
+
+``python -m tests.benchmarks.kernels [--length 2048] [--longest 4096] [--only NAME ...]``, with the extra ``[rtx]`` installed.
+
+Float32, batch 1, of a free length. Each engine is built in a process of its own: TensorRT may abort its process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+import seqc
+from seqc.backends.onnx import export
+from seqc.lowerings.lower import Lower
+from seqc.pipeline import run_passes
+from seqc.target import TARGETS
+from tests.benchmarks.scans import CASES, Calls, Case
+
+# What the builder lists beside kernels: calls on the host, and waits between streams.
+_NO_KERNELS = frozenset({"shape_call", "signal", "wait"})
+_LOOPS = frozenset({"Loop", "Scan"})
+NAMES = (
+    "diagonal, 2048",
+    "selective scan, 1536 x 16",
+    "scalar decay, 24 heads, 128 x 64, shared keys",
+    "LSTM, 256 units",
+)
+
+
+def write(case: Case, path: Path, longest: int) -> int:
+    """Write the case as ONNX for TensorRT, of a length up to ``longest``; returns the number of loops in it."""
+    sequence = torch.export.Dim("sequence", max=longest)
+    shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
+    model = case.function if isinstance(case.function, torch.nn.Module) else Calls(case.function)
+    program = seqc.trace(model, case.inputs(9), shapes)
+    run_passes(program, [Lower(TARGETS["tensorrt"])])
+    onnx = export(program)
+    ir.save(onnx, path)
+    return sum(node.op_type in _LOOPS for node in onnx.graph.all_nodes())
+
+
+def build(path: str, length: int, longest: int, results: Any) -> None:
+    """Build an engine for compute capability 8.9 and put (kernels, megabytes of activations) into ``results``."""
+    import tensorrt_rtx as trt
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.text: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.text.append(message)
+
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(path):
+        raise SystemExit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        free = [[n if size < 0 else size for size in tensor.shape] for n in (1, length, longest)]
+        profile.set_shape(tensor.name, *free)
+    config.add_optimization_profile(profile)
+    if builder.build_serialized_network(network, config) is None:
+        raise SystemExit("TensorRT builds no engine of it")
+    layers = next(text for text in log.text if text.lstrip().startswith("Layers:"))
+    kinds = [kind for kind in re.findall(r"LayerType: (\w+)", layers) if kind not in _NO_KERNELS]
+    memory = re.findall(r"Total Activation Memory: (\d+)", "\n".join(log.text))
+    results.put((len(kinds), int(memory[-1]) / 1e6))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--longest", type=int, default=4096)
+    parser.add_argument("--only", nargs="+", default=list(NAMES))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only:
+            path = Path(folder) / "model.onnx"
+            loops = write(CASES[name], path, options.longest)
+            results = context.Queue()
+            process = context.Process(target=build, args=(str(path), options.length, options.longest, results))
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"{name}: the builder ended with {process.exitcode}")
+            kernels, megabytes = results.get()
+            found = f"{kernels} kernels, {loops} loops, {megabytes:.0f} MB of activations"
+            print(f"{name}: {found} at lengths up to {options.longest}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
