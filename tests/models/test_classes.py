@@ -20,7 +20,7 @@ BECAME = {
     "recurrent_gemma": "linear_scan",
     "mingru": "linear_scan",
     "ema_peeled": "linear_scan",
-    "linear_attention": "linear_attention, linear_scan",
+    "linear_attention": "linear_attention",
     "deltanet": "linear_attention",
     "aaren": "softmax_scan",
     "rwkv": "softmax_scan",
