@@ -12,7 +12,7 @@ import torch.fx as fx
 from seqc.classify.confirm import largest_error_between
 from seqc.convolutions import Kept, NotCausal, Sum, convolution, kept
 from seqc.emit import Emitter
-from seqc.program import Program, module_path, source_line
+from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code, sort_topologically
 from seqc.taps import Taps
 from seqc.verify import same_shape
@@ -63,7 +63,7 @@ class _Rewriter:
 
     def run(self, node: fx.Node) -> bool:
         """Replace what is kept of the convolution that ``node`` is; False where it is none, or stays."""
-        where = " ".join(p for p in (module_path(node), source_line(node)) if p) or node.name
+        where = place_of(node)
         mark = self.emit.mark()
         try:
             found = convolution(node) or self.taps.sum(node)

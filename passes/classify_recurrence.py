@@ -16,11 +16,12 @@ from seqc.classify.kinds import kind_of
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
 from seqc.classify.running_maximum import running
 from seqc.classify.softmax_scan import as_softmax_scan
+from seqc.dependence import computed_from
 from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
 from seqc.outside import Outside
 from seqc.passes.loop_cleanup import clean
-from seqc.program import Program, module_path, source_line
+from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
 
 # Two spellings of one computation in float64 differ by a few roundings of 1e-16 per step.
@@ -58,7 +59,7 @@ class ClassifyRecurrence:
 class _Classifier:
     def __init__(self, program: Program, loop: Loop) -> None:
         self.program, self.loop = program, loop
-        self.where = " ".join(p for p in (module_path(loop.node), source_line(loop.node)) if p) or "a loop"
+        self.where = place_of(loop.node, "a loop")
         self.no_cell: dict[fx.Node, str] = {}
         self.no_softmax: dict[fx.Node, str] = {}
 
@@ -161,10 +162,7 @@ class _Classifier:
 
     def _readers(self, index: int) -> list[int]:
         """The results that are computed from carry ``index`` or from its next value."""
-        reading = {self.loop.carries[index][1], self.loop.next_carries[index]}
-        for node in self.loop.body.graph.nodes:
-            if any(n in reading for n in node.all_input_nodes):
-                reading.add(node)
+        reading = computed_from([self.loop.carries[index][1], self.loop.next_carries[index]])
         return [i for i, (value, _) in enumerate(self.loop.results) if value in reading]
 
     def _error(self, rewritten: Rewritten) -> float:

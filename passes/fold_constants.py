@@ -13,7 +13,7 @@ import torch.fx as fx
 from seqc.errors import UnsupportedModelError
 from seqc.memory import node_bytes
 from seqc.outside import is_pure
-from seqc.program import Program, module_path, source_line
+from seqc.program import Program, module_path, place_of, source_line
 from seqc.rewrite import remove_dead_code, replace_node
 
 aten = torch.ops.aten
@@ -74,7 +74,7 @@ class FoldConstants:
                 needed.update(node.all_input_nodes)
         values = {node: constants.value(node) for node in reversed(chosen)}
         for node, value in values.items():
-            where = " ".join(p for p in (module_path(node), source_line(node)) if p) or node.name
+            where = place_of(node)
             sources = ", ".join(program.weight_names.get(w.name, w.name) for w in constants.sources[node]) or "literals"
             name = constants.name_of(node)
             replace_node(node, program.add_weight(value, name))

@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.program import Program, module_path, source_line
+from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code, replace_node
 from seqc.verify import same_shape
 
@@ -56,7 +56,7 @@ class FuseDiscretization:
                     if value is None:
                         continue
                     replace_node(node, value if found[1] > 0 else emit(aten.neg.default, value))
-                where = " ".join(p for p in (module_path(value), source_line(value)) if p) or value.name
+                where = place_of(value)
                 program.reasons.append(f"{where}: exp(z) - 1 as expm1, which keeps the digits of a small z")
                 changes += 1
         if changes:

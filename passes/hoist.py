@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import torch
 import torch.fx as fx
 
 from seqc.batch import Value, is_projection
+from seqc.dependence import ancestors
 from seqc.loop import Loop
 from seqc.memory import node_bytes
 from seqc.ops.recurrence import is_recurrence
@@ -165,7 +165,7 @@ class _Mover:
         """The operations that only results read and that pass the memory rule, in order; closed under users."""
         loop = self.loop
         results = set(loop.ys)
-        feeding = _ancestors(loop.next_carries)
+        feeding = ancestors(loop.next_carries)
         output = loop.body.graph.output_node()
         chosen: dict[fx.Node, frozenset[fx.Node]] = {}
         for node in reversed(loop.operations()):
@@ -207,14 +207,3 @@ class _Mover:
 
 def _source(outer: fx.Node, inner: fx.Node) -> Sources:
     return frozenset([(outer, node_bytes([inner]))])
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += node.all_input_nodes
-    return found

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from seqc.dependence import computed_from
 from seqc.emit import Emitter
 from seqc.loop import Loop
 from seqc.memory import nbytes
@@ -68,7 +69,7 @@ class SinkReadouts:
 
     def _region(self, loop: Loop, reader: fx.Node) -> _Region | None:
         """What is computed step by step from ``reader``, up to where it is small; None where not all of it is."""
-        behind = _dependents(loop.node)
+        behind = computed_from([loop.node])
         large: dict[fx.Node, int] = {reader: 0}
         steps: dict[fx.Node, Step] = {}
         finals: dict[fx.Node, int] = {}
@@ -116,15 +117,6 @@ def _write(loop: Loop, value: fx.Node, reader: fx.Node, region: _Region) -> None
         loop.gm.graph.erase_node(node)
     index = next(i for i, (_, known_reader) in enumerate(loop.results) if known_reader is reader)
     loop.results[index] = (value, None)
-
-
-def _dependents(node: fx.Node) -> set[fx.Node]:
-    found, pending = {node}, [node]
-    while pending:
-        new = [user for user in pending.pop().users if user not in found]
-        found.update(new)
-        pending += new
-    return found
 
 
 def _bytes(values: dict[fx.Node, int]) -> int:

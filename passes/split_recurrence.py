@@ -16,7 +16,7 @@ from seqc.memory import node_bytes
 from seqc.ops.recurrence import is_recurrence
 from seqc.outside import is_size
 from seqc.passes.loop_cleanup import clean
-from seqc.program import Program, module_path, source_line
+from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.write_loop import write_loop
 
@@ -58,7 +58,7 @@ class SplitRecurrence:
             return 0
         if clean(loop):  # sizes are then those of a carry
             stages = _Stages(loop)
-        where = " ".join(p for p in (module_path(loop.node), source_line(loop.node)) if p) or "a loop"
+        where = place_of(loop.node, "a loop")
         crossing = stages.crossing()
         kept = node_bytes(crossing)
         allowed = self.max_growth * node_bytes([*(inner for _, inner in loop.xs), *loop.ys])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from seqc.dependence import ancestors
 from seqc.emit import Emitter
 from seqc.ops.recurrence import parts, recurrence_shapes
 from seqc.rewrite import replace_node
@@ -69,12 +70,7 @@ class Loop:
     def carries_behind(self, node: fx.Node) -> frozenset[fx.Node]:
         """The carries, as the body knows them, that ``node`` of the body is computed from in the same step."""
         carries = {inner for _, inner in self.carries}
-        seen, pending = {node}, [node]
-        while pending:
-            new = [n for n in pending.pop().all_input_nodes if n not in seen]
-            seen.update(new)
-            pending += new
-        return frozenset(seen & carries)
+        return frozenset(ancestors([node]) & carries)
 
     def sync(self) -> None:
         """Let the body's output node say what ``results`` says, so that users of a value are known."""

@@ -168,6 +168,11 @@ def provenance(node: fx.Node) -> str:
     return f"{path} ({where})" if path and where else path or where
 
 
+def place_of(node: fx.Node, unknown: str = "") -> str:
+    """``module.path file.py:12: source text`` of a node; where neither is known ``unknown``, or the node's name."""
+    return " ".join(part for part in (module_path(node), source_line(node)) if part) or unknown or node.name
+
+
 def module_path(node: fx.Node) -> str:
     """Dotted path of the module whose forward made the node, relative to the user's model."""
     stack = node.meta.get("nn_module_stack") or {}

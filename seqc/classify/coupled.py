@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ import torch.fx as fx
 from seqc.batch import Value
 from seqc.classify.forms import NotMultilinear
 from seqc.classify.rewrite import Rewritten
+from seqc.dependence import computed_from
 from seqc.loop import Loop
 from seqc.outside import Outside
 
@@ -42,7 +42,7 @@ def settled(loop: Loop, name: str, why: str, states: dict[int, State], outside: 
             loop.read(loop.next_carries[index])
     outside.known |= {inner: Value(outer, True) for inner, outer in fed.items()}
     results = {index: state.final for index, state in states.items()}
-    others = computed_from(loop.body, [loop.carries[i][1] for i in left])
+    others = computed_from(loop.carries[i][1] for i in left)
     for index in range(len(loop.carries), len(loop.results)):
         value, reader = loop.results[index]
         if reader is None or value in others:
@@ -61,12 +61,3 @@ def _before(loop: Loop, start: fx.Node, steps: fx.Node) -> fx.Node:
     first = loop.emit(aten.unsqueeze.default, start, 0)
     walked = loop.emit(aten.cat.default, [steps, first] if loop.reverse else [first, steps], 0)
     return loop.emit(aten.slice.Tensor, walked, 0, *((1, 2**63 - 1) if loop.reverse else (0, loop.trip)))
-
-
-def computed_from(body: fx.GraphModule, sources: Collection[fx.Node]) -> set[fx.Node]:
-    """``sources`` and what is computed from any of them."""
-    found = set(sources)
-    for node in body.graph.nodes:
-        if any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found

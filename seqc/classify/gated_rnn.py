@@ -13,6 +13,7 @@ from seqc.classify.forms import Factor, Form, Label, NotMultilinear, Term
 from seqc.classify.operands import Operands
 from seqc.classify.rewrite import Rewritten
 from seqc.classify.terms import Terms
+from seqc.dependence import computed_from
 from seqc.emit import Emitter
 from seqc.loop import Loop
 from seqc.outside import Outside
@@ -221,11 +222,7 @@ class _Reader:
 
     def _closed(self, cell: Cell) -> Cell:
         """``cell``, where the rest of the loop reads of it its next state alone."""
-        inside = {self.loop.carries[i][1] for i in cell.carries}
-        reading = set(inside)
-        for node in self.loop.body.graph.nodes:
-            if any(n in reading for n in node.all_input_nodes):
-                reading.add(node)
+        reading = computed_from(self.loop.carries[i][1] for i in cell.carries)
         allowed = {self.following, *(self.loop.next_carries[i] for i in cell.carries)}
         for i, (value, _) in enumerate(self.loop.results):
             own = i in cell.carries or (i >= len(self.loop.carries) and value is self.following)

@@ -9,6 +9,7 @@ import torch
 
 from seqc.classify.forms import Form, NotMultilinear
 from seqc.classify.terms import Terms
+from seqc.dependence import ancestors
 from seqc.loop import Loop
 from seqc.verify import same_shape
 
@@ -55,10 +56,7 @@ def _pointwise(loop: Loop, group: Sequence[int]) -> bool:
     """Whether only operations element by element lead from the states to the next ones."""
     shape = loop.carries[group[0]][1].meta["val"].shape
     reading = {loop.carries[i][1] for i in group}
-    leading = {loop.next_carries[i] for i in group}
-    for node in reversed(loop.operations()):
-        if node in leading:
-            leading.update(node.all_input_nodes)
+    leading = ancestors(loop.next_carries[i] for i in group)
     for node in loop.operations():
         if node not in leading or not any(n in reading for n in node.all_input_nodes):
             continue

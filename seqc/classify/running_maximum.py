@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from seqc.classify.coupled import computed_from
+from seqc.dependence import computed_from
 from seqc.loop import Loop
 
 aten = torch.ops.aten
@@ -39,7 +39,7 @@ def running(loop: Loop, index: int) -> Running | None:
     for smooth, pair in ((False, _largest(following)), (True, _summed(following))):
         if pair is None:
             continue
-        reading = computed_from(loop.body, {carry})
+        reading = computed_from([carry])
         if (pair[0] in reading) != (pair[1] in reading):
             kept, score = pair if pair[0] in reading else reversed(pair)
             return Running(index, carry, following, kept, score, smooth)

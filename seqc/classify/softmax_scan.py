@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.fx as fx
 
-from seqc.classify.coupled import State, computed_from, settled
+from seqc.classify.coupled import State, settled
 from seqc.classify.exponents import Exponents
 from seqc.classify.forms import Form, Label, NotMultilinear, Term, renamed
 from seqc.classify.operands import Operands
@@ -22,6 +22,7 @@ from seqc.classify.rewrite import Rewritten
 from seqc.classify.rules import SUMS
 from seqc.classify.running_maximum import Running, running
 from seqc.classify.terms import Terms
+from seqc.dependence import computed_from
 from seqc.loop import Loop
 from seqc.outside import Outside
 
@@ -65,7 +66,7 @@ class _Recognition:
         self.loop, self.top = loop, top
         mode, xs = loop.emit.mode, {inner: outer for outer, inner in loop.xs}
         others = [inner for _, inner in loop.carries if inner is not top.carry]
-        reading = computed_from(loop.body, others)
+        reading = computed_from(others)
         if top.kept in reading or top.score in reading:
             raise NotMultilinear("the largest value so far is computed from another state")
         around = Terms(loop.gm, (), mode)

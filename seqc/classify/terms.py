@@ -12,6 +12,7 @@ import torch.fx as fx
 
 from seqc.classify.forms import TIME, Factor, Form, Label, NotMultilinear, Term, renamed
 from seqc.classify.rules import ADDITIVE, RULES
+from seqc.dependence import computed_from
 from seqc.emit import Emitter
 from seqc.program import source_line
 
@@ -44,8 +45,8 @@ class Terms:
         self.sizes: dict[Label, Any] = around.sizes if around else {}
         self._count: Iterator[int] = around._count if around else itertools.count(TIME + 1)
         self._forms: dict[fx.Node, Form | NotMultilinear] = {}
-        self._reading = _readers(gm, self.states)
-        self._open = self._reading | _readers(gm, frozenset(opened))
+        self._reading = computed_from(self.states)
+        self._open = self._reading | computed_from(opened)
 
     def reads(self, node: fx.Node) -> bool:
         """Whether ``node`` is a state or computed from one."""
@@ -192,11 +193,3 @@ class Terms:
                 terms = tuple(t if label in t.support else t.times(size) for t in terms)
         rest = ((),) if keep else ()
         return Form(form.axes[:axis] + rest + form.axes[axis + 1 :], terms)
-
-
-def _readers(body: fx.GraphModule, states: frozenset[fx.Node]) -> set[fx.Node]:
-    found = set(states)
-    for node in body.graph.nodes:
-        if any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found

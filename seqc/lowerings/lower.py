@@ -12,7 +12,7 @@ from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
 from seqc.lowerings.base import Lowering, Refused
 from seqc.lowerings.table import forms_of
-from seqc.program import Program, module_path, source_line
+from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.target import Target
 
@@ -46,7 +46,7 @@ class Lower:
         return changes
 
     def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> None:
-        where = " ".join(p for p in (module_path(node), source_line(node)) if p) or node.name
+        where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
         forced = self.forced.get(short)
         refusals = []
