@@ -9,6 +9,7 @@ from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.fold_constants import FoldConstants
 from seqc.passes.fuse_discretization import FuseDiscretization
 from seqc.passes.hoist import Hoist
+from seqc.passes.make_stateful import MakeStateful
 from seqc.passes.sink import Sink
 from seqc.passes.sink_readouts import SinkReadouts
 from seqc.passes.split_complex import SplitComplex
@@ -24,6 +25,7 @@ __all__ = [
     "FoldConstants",
     "FuseDiscretization",
     "Hoist",
+    "MakeStateful",
     "Sink",
     "SinkReadouts",
     "SplitComplex",

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from seqc.runtime.manifest import Manifest, Port
 from seqc.runtime.session import Session, load
+from seqc.runtime.stream import Stream
 
-__all__ = ["Manifest", "Port", "Session", "load"]
+__all__ = ["Manifest", "Port", "Session", "Stream", "load"]

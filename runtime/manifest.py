@@ -20,6 +20,8 @@ from seqc.errors import ArtifactError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
+STEP_FILE = "step.onnx"
+"""The form of a streaming artifact for one new step; it shares the weights of the other."""
 
 DTYPES = frozenset(
     f"{kind}{bits}"
@@ -72,6 +74,21 @@ class DimRange:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a stream keeps between calls: the input that takes it and the output, ``following``, that gives it.
+
+    ``initial`` is its value before the first step: of one row, as JSON (see :mod:`seqc.runtime.states`). ``batch_axis`` is the
+    axis of the rows (None: the same for all rows in step), ``grows`` the axis as long as the number of past steps.
+    """
+
+    port: Port
+    following: str
+    initial: Any
+    batch_axis: int | None
+    grows: int | None
+
+
+@dataclass(frozen=True)
 class AppliedPass:
     """A pass that the compiler ran: how many changes it made, and why it did or refused what it did."""
 
@@ -111,7 +128,7 @@ class Manifest:
     opset: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    states: tuple[Mapping[str, Any], ...]
+    states: tuple[State, ...]
     dims: Mapping[str, DimRange]
     passes: tuple[AppliedPass, ...]
     tolerances: Mapping[str, float]
@@ -120,6 +137,8 @@ class Manifest:
     engines: tuple[Mapping[str, Any], ...]
     tools: Mapping[str, Any]
     peak_activations: PeakActivations | None = None
+    steps_dim: str | None = None
+    """The dimension along which a streaming artifact takes steps; None in an artifact of whole sequences."""
 
 
 def spell(shape: tuple[int | str, ...]) -> str:
@@ -175,7 +194,7 @@ def parse(data: object) -> Manifest:
         opset=root.get("opset", int),
         inputs=_ports(root, "inputs"),
         outputs=_ports(root, "outputs"),
-        states=tuple(MappingProxyType(f.data) for f in root.objects("states", [])),
+        states=tuple(_state(fields) for fields in root.objects("states", [])),
         dims=MappingProxyType(dims),
         passes=tuple(_pass(fields) for fields in root.objects("passes")),
         tolerances=MappingProxyType({n: _tolerance(n, v) for n, v in root.get("tolerances", dict).items()}),
@@ -184,8 +203,11 @@ def parse(data: object) -> Manifest:
         engines=tuple(MappingProxyType(f.data) for f in root.objects("engines", [])),
         tools=MappingProxyType(root.get("tools", dict, {})),
         peak_activations=_peak(root),
+        steps_dim=root.get("steps_dim", str) if root.data.get("steps_dim") is not None else None,
     )
-    for port in manifest.inputs:
+    if manifest.steps_dim is not None and manifest.steps_dim not in dims:
+        raise ArtifactError(f"steps_dim is {manifest.steps_dim!r}, which dims does not define")
+    for port in (*manifest.inputs, *(state.port for state in manifest.states)):
         for size in port.shape:
             if isinstance(size, str) and size.isidentifier() and size not in dims:
                 raise ArtifactError(f"input {port.name!r} has dimension {size!r}, which dims does not define")
@@ -264,6 +286,17 @@ def _port(fields: _Fields) -> Port:
         if not (fixed or (isinstance(size, str) and size)):
             raise fields.fail("shape", f"holds {size!r}: a size is an integer of at least 0 or an expression in names")
     return Port(name, dtype, tuple(shape))
+
+
+def _state(fields: _Fields) -> State:
+    port = _port(fields)
+    if "initial" not in fields.data:
+        raise fields.fail("initial", "is missing")
+    axes = {key: None if fields.data.get(key) is None else fields.get(key, int) for key in ("batch_axis", "grows")}
+    for key, axis in axes.items():
+        if axis is not None and not 0 <= axis < len(port.shape):
+            raise fields.fail(key, f"is {axis}, and the state has {len(port.shape)} axes")
+    return State(port, fields.get("next", str), fields.data["initial"], axes["batch_axis"], axes["grows"])
 
 
 def _dim(fields: _Fields) -> DimRange:

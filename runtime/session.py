@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,34 @@ from seqc.errors import ArtifactError
 from seqc.runtime import manifest as manifests
 from seqc.runtime.files import check_files
 from seqc.runtime.inputs import Array, prepare
-from seqc.runtime.manifest import MODEL_FILE, DimRange, Manifest, Port
+from seqc.runtime.manifest import MODEL_FILE, STEP_FILE, DimRange, Manifest, Port
 from seqc.runtime.ort import Provider, open_session, run_session
+from seqc.runtime.rows import Rows
+from seqc.runtime.states import StatePort, state_port
+from seqc.runtime.stream import Stream
 
 
 class Session:
-    """A loaded artifact; make one with :func:`load`. ``run`` may be called from several threads."""
+    """A loaded artifact; make one with :func:`load`. ``run`` may be called from several threads.
 
-    def __init__(self, manifest: Manifest, ort_session: Any) -> None:
+    ``step_session`` runs the form of a streaming artifact for one new step; None takes the general one.
+    """
+
+    def __init__(self, manifest: Manifest, ort_session: Any, step_session: Any = None) -> None:
         self._manifest = manifest
-        self._ort = ort_session
-        for kind, ports, nodes in (
-            ("inputs", manifest.inputs, ort_session.get_inputs()),
-            ("outputs", manifest.outputs, ort_session.get_outputs()),
+        self._ort, self._step = ort_session, step_session
+        self.states: tuple[StatePort, ...] = tuple(state_port(s, manifest.dims) for s in manifest.states)
+        self._rows = Rows(manifest)
+        for found in (ort_session, step_session) if step_session is not None else (ort_session,):
+            self._check_names(found)
+
+    def _check_names(self, ort_session: Any) -> None:
+        for kind, names, nodes in (
+            ("inputs", [s.port.name for s in self.states], ort_session.get_inputs()),
+            ("outputs", [s.following for s in self.states], ort_session.get_outputs()),
         ):
-            named, found = [p.name for p in ports], [n.name for n in nodes]
+            named = [p.name for p in getattr(self._manifest, kind)] + names
+            found = [n.name for n in nodes]
             if sorted(named) != sorted(found):
                 raise ArtifactError(
                     f"the manifest names the {kind} {', '.join(named)} but {MODEL_FILE} has {', '.join(found)}"
@@ -54,8 +68,19 @@ class Session:
         """The onnxruntime execution providers in use, in order of preference."""
         return tuple(self._ort.get_providers())
 
+    @property
+    def identity(self) -> str:
+        """What tells this artifact's states from those of others: a hash over the hashes of its files."""
+        files = sorted((name, entry.sha256) for name, entry in self._manifest.files.items() if name.endswith(".onnx"))
+        return hashlib.sha256(repr(files).encode()).hexdigest()
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether rows that have seen different numbers of steps cannot go through the model together."""
+        return any(s.grows is not None or s.batch_axis is None for s in self.states)
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once.
+        """Run the model once: a streaming artifact from its first states on.
 
         Args:
             inputs: one array per name in :attr:`inputs`, of exactly its dtype and of a shape that fits.
@@ -67,9 +92,51 @@ class Session:
             ArtifactError: an input does not fit (one line: what was expected and what was given), or onnxruntime
                 failed.
         """
-        names = [port.name for port in self.outputs]
         arrays = prepare(self.inputs, self.dims, inputs)
+        names = [port.name for port in self.outputs]
+        rows = self._rows.count(arrays)
+        arrays |= {s.port.name: s.start(rows) for s in self.states}
         return dict(zip(names, run_session(self._ort, names, arrays), strict=True))
+
+    def stream(self, batch_size: int = 1) -> Stream:
+        """A stream of ``batch_size`` sequences that come piece by piece, before their first step.
+
+        Raises ArtifactError where the artifact was not compiled for that.
+        """
+        if self._manifest.steps_dim is None:
+            raise ArtifactError("the artifact takes whole sequences: compile it with --stateful to stream")
+        return Stream(self, batch_size)
+
+    def prepare_step(self, inputs: Mapping[str, Array], rows: int) -> tuple[dict[str, Array], int]:
+        """The inputs of new steps, checked, and the number of steps."""
+        arrays = prepare(self.inputs, self.dims, inputs)
+        given = self._rows.count(arrays)
+        if given != rows and self._rows.batch is not None:
+            raise ArtifactError(f"the inputs have {given} rows, but {rows} are to take the steps")
+        return arrays, self._rows.steps(arrays)
+
+    def rows_in(self, inputs: Mapping[str, Array]) -> int:
+        """The number of independent sequences in ``inputs``."""
+        return self._rows.count(inputs)
+
+    def rows_of_inputs(self, arrays: Mapping[str, Array], rows: Sequence[int], count: int) -> dict[str, Array]:
+        """Some of the ``count`` rows of the inputs."""
+        return self._rows.taken(arrays, rows, count)
+
+    def rows_of_outputs(self, parts: Sequence[tuple[list[int], dict[str, Array]]], count: int) -> dict[str, Array]:
+        """The outputs of all ``count`` rows, from those of some rows each."""
+        return self._rows.put_together(parts, count)
+
+    def run_step(
+        self, inputs: Mapping[str, Array], states: Sequence[Array], steps: int
+    ) -> tuple[dict[str, Array], tuple[Array, ...]]:
+        """(outputs, next states) of new steps from ``states`` on."""
+        names = [port.name for port in self.outputs] + [s.following for s in self.states]
+        arrays = {**inputs, **{s.port.name: value for s, value in zip(self.states, states, strict=True)}}
+        session = self._step if steps == 1 and self._step is not None else self._ort
+        results = run_session(session, names, arrays)
+        count = len(self.outputs)
+        return dict(zip(names[:count], results[:count], strict=True)), tuple(results[count:])
 
 
 def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> Session:
@@ -86,7 +153,6 @@ def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> 
     """
     directory = Path(directory)
     manifest = manifests.read(directory)
-    if manifest.states:
-        raise ArtifactError(f"{directory} is a streaming artifact, which this version of the runtime cannot run")
     check_files(directory, manifest)
-    return Session(manifest, open_session(directory / MODEL_FILE, providers))
+    step = open_session(directory / STEP_FILE, providers) if STEP_FILE in manifest.files else None
+    return Session(manifest, open_session(directory / MODEL_FILE, providers), step)

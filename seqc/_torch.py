@@ -501,3 +501,17 @@ def onnx_scan(
     )
     outer.nodes.append(node)
     return node.outputs
+
+
+def new_symbol(mode: FakeTensorMode, name: str, hint: int) -> sympy.Symbol:
+    """A new dimension of any size from 0 on, which is ``hint`` while shapes are computed."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+    from torch.utils._sympy.value_ranges import ValueRanges
+
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    value = mode.from_tensor(torch.empty(hint), source=ConstantSource(name), symbolic_context=context)
+    symbol = size_expr(value.shape[0])
+    assert isinstance(symbol, sympy.Symbol) and mode.shape_env is not None
+    mode.shape_env.var_to_range[symbol] = ValueRanges(sympy.Integer(0), mode.shape_env.var_to_range[symbol].upper)
+    return symbol

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from seqc.errors import ArtifactError
 from seqc.runtime.files import digest
-from seqc.runtime.manifest import FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE, parse
+from seqc.runtime.manifest import FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE, STEP_FILE, parse
+from seqc.shared_weights import write_sharing
 
 DATA_FILE = "model.onnx.data"
 REPORT_FILE = "report.json"
@@ -38,6 +39,7 @@ def write_artifact(
     report: Mapping[str, Any],
     text: str,
     *,
+    step: ir.Model | None = None,
     overwrite: bool = True,
 ) -> Path:
     """Write ``model`` and what describes it to ``directory``, which appears complete or stays as it was.
@@ -49,6 +51,7 @@ def write_artifact(
         manifest: the keys of ``manifest.json`` but for ``format_version`` and ``files``, which are added.
         report: JSON-serialisable, stored as ``report.json``.
         text: the text form of the Program, stored as ``program.txt``.
+        step: the form of a streaming model for one new step; both then share one file of weights.
         overwrite: False refuses a directory that already holds an artifact.
 
     Returns:
@@ -66,7 +69,10 @@ def write_artifact(
         stage.mkdir()
         _write_json(stage / REPORT_FILE, report)
         (stage / TEXT_FILE).write_text(text, "utf-8", newline="\n")
-        _write_model(stage, model)
+        if step is None:
+            _write_model(stage, model)
+        else:
+            write_sharing(stage, {MODEL_FILE: model, STEP_FILE: step}, DATA_FILE)
         files = {path.name: dataclasses.asdict(digest(path)) for path in sorted(stage.iterdir())}
         _write_json(stage / MANIFEST_FILE, {**manifest, "format_version": FORMAT_VERSION, "files": files})
         _put_in_place(stage, target)
@@ -126,11 +132,11 @@ def _own_names(directory: Path) -> set[str] | None:
 def _check_manifest(model: ir.Model, manifest: Mapping[str, Any]) -> None:
     """Let nothing be written that the runtime would refuse."""
     parsed = parse(json.loads(_json({**manifest, "format_version": FORMAT_VERSION, "files": {}})))
-    for kind, ports, values in (
-        ("inputs", parsed.inputs, model.graph.inputs),
-        ("outputs", parsed.outputs, model.graph.outputs),
+    for kind, ports, states, values in (
+        ("inputs", parsed.inputs, [s.port.name for s in parsed.states], model.graph.inputs),
+        ("outputs", parsed.outputs, [s.following for s in parsed.states], model.graph.outputs),
     ):
-        named, found = [port.name for port in ports], [value.name for value in values]
+        named, found = [port.name for port in ports] + states, [value.name for value in values]
         if named != found:
             raise ArtifactError(f"the manifest names the {kind} {named}, the model has {found}")
 

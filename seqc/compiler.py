@@ -30,11 +30,13 @@ from seqc.frontend.trace import trace_signature
 from seqc.lowerings.lower import Lower
 from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
-from seqc.passes import BY_NAME, DEFAULT, FoldConstants, Sink
+from seqc.passes import BY_NAME, DEFAULT, FoldConstants, MakeStateful, Sink
 from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
+from seqc.streaming.chunks import first_states, in_chunks, states_json
+from seqc.streaming.time import time_of
 from seqc.target import Target, get_target
 from seqc.text import text
 from seqc.verify import verify
@@ -57,12 +59,14 @@ class Compiled:
     model: ir.Model
     manifest: dict[str, Any]
     report: dict[str, Any]
+    step_model: ir.Model | None = None
+    """Of a streaming artifact: the form for one new step, which shares the weights of ``model``."""
     _session: Session | None = field(default=None, repr=False)
     _directory: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     def save(self, directory: str | Path) -> Path:
         """Write the artifact; the directory appears complete or not at all. Raises ArtifactError."""
-        return write_artifact(directory, self.model, self.manifest, self.report, text(self.program))
+        return write_artifact(directory, self.model, self.manifest, self.report, text(self.program), step=self.step_model)
 
     @property
     def session(self) -> Session:
@@ -78,12 +82,12 @@ class Compiled:
 
     def __call__(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         """Run the artifact on tensors, given by position or by name; returns what the source model returns."""
-        names = [p.name for p in self.program.inputs]
+        names = [p.name for p in self.program.given_inputs]
         if len(inputs) > len(names):
             raise UsageError(f"the model takes {len(names)} inputs ({', '.join(names)}), {len(inputs)} were given")
         given = {**dict(zip(names, inputs, strict=False)), **named}
         outputs = self.run({k: to_numpy(v) for k, v in given.items()})
-        leaves = [torch.from_numpy(outputs[p.name]) for p in self.program.outputs]
+        leaves = [torch.from_numpy(outputs[p.name]) for p in self.program.own_outputs]
         spec = self.program.out_spec
         return leaves if spec is None else pytree.tree_unflatten(leaves, spec)
 
@@ -108,6 +112,8 @@ def compile(
     dynamic_shapes  ``{"input_ids": {0: "batch", 1: "sequence"}}``, names or torch.export.Dim; None makes axis 0 of
                     every input of rank two or more ``batch`` and axis 1 ``sequence``
     target          see ``seqc targets``
+    stateful        take the sequence piece by piece: states become inputs and outputs, and the runtime's Session gives a
+                    Stream that keeps them; what looks ahead is refused
     passes          Pass objects to run instead of the default ones, or "+name" / "-name" to change the default list
     options         ``{"loops": "unroll"}`` or ``["loops=unroll"]``; see ``seqc compile --help``
     opset           of ONNX, 18 to 24; None takes the target's default
@@ -117,8 +123,6 @@ def compile(
 
     Raises UsageError, UnsupportedModelError (with the source line), UnsupportedOpError, VerificationError.
     """
-    if stateful:
-        raise UsageError("stateful=True is not available yet: this version compiles whole sequences only")
     chosen = parse_options(options)
     goal = get_target(target)
     version = goal.check_opset(opset)
@@ -128,6 +132,8 @@ def compile(
     # loops may depend on weights alone.
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
     steps = [*before, Lower(goal, forced), *again]
+    if stateful:
+        steps = [MakeStateful(), *steps]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:
@@ -166,6 +172,7 @@ def _compile(
     stage("trace", program.node_count(), time.perf_counter() - start)
     traced = program.copy()
     records = run_passes(program, steps, stage)
+    step_model = _one_step(traced, steps, program, opset) if program.states else None
     start = time.perf_counter()
     model = export(program, opset)
     stage("export", sum(1 for _ in model.graph.all_nodes()), time.perf_counter() - start)
@@ -178,18 +185,33 @@ def _compile(
         "check": None,
     }
     manifest = _manifest(module, program, goal.name, opset, records, memory, options["tolerance"])
-    compiled = Compiled(program, model, manifest, report)
+    compiled = Compiled(program, model, manifest, report, step_model)
     if checked:
         start = time.perf_counter()
         source = source_function(module, program, signature.positional)
         exact = in_float64(module, lambda wide: source_function(wide, program, signature.positional))
         result = run_check(source, compiled.run, signature, program, options["tolerance"], exact)
         report["check"] = result.to_json()
+        if result.ok and program.states:
+            chunks = in_chunks(compiled.session)
+            result = run_check(source, chunks, signature, program, options["tolerance"], exact)
+            report["check_in_chunks"] = result.to_json()
         manifest["notes"] += _float64_note(result)
         if not result.ok:
             _fail(result, source, traced, steps, compiled, signature, options["tolerance"])
         stage("check", len(result.cases), time.perf_counter() - start)
     return compiled
+
+
+def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) -> ir.Model | None:
+    """The form for one new step, with the states of the general one."""
+    from seqc.backends.onnx import export
+
+    program = traced.copy()
+    run_passes(program, [MakeStateful(steps=1), *steps[1:]])
+    if [(s.name, s.grows) for s in program.states] != [(s.name, s.grows) for s in general.states]:
+        raise VerificationError("the form for one step has other states than the general one")
+    return export(program, opset)
 
 
 def bound(program: Program, longest: int | None) -> None:
@@ -246,7 +268,7 @@ def source_function(
         with torch.no_grad():
             out = module(*inputs.values()) if positional else module(**inputs)
         leaves = pytree.tree_leaves(keep_tensors(out, "output", []))
-        return {p.name: _array(p, leaf) for p, leaf in zip(program.outputs, leaves, strict=True)}
+        return {p.name: _array(p, leaf) for p, leaf in zip(program.own_outputs, leaves, strict=True)}
 
     return run
 
@@ -288,12 +310,13 @@ def _fail(
 
 def _runner(program: Program) -> Callable[[dict[str, torch.Tensor]], Arrays]:
     def run(inputs: dict[str, torch.Tensor]) -> Arrays:
-        values = [inputs[p.name] for p in program.inputs]
+        values = [inputs[p.name] for p in program.given_inputs]
         values = [
             torch.view_as_real(v) if v.is_complex() and not p.dtype.is_complex else v
-            for v, p in zip(values, program.inputs, strict=True)
+            for v, p in zip(values, program.given_inputs, strict=True)
         ]
-        return {p.name: _array(p, v) for p, v in zip(program.outputs, program(*values), strict=True)}
+        results = program(*values, *first_states(program, inputs))
+        return {p.name: _array(p, v) for p, v in zip(program.own_outputs, results, strict=False)}
 
     return run
 
@@ -334,13 +357,14 @@ def _manifest(
         "source": {"kind": "module", "module": f"{type(module).__module__}.{type(module).__qualname__}"},
         "target": target,
         "opset": opset,
-        "inputs": ports(program.inputs),
-        "outputs": ports(program.outputs),
-        "states": [],
+        "inputs": ports(program.given_inputs),
+        "outputs": ports(program.own_outputs),
+        "states": states_json(program),
+        "steps_dim": time_of(program).name if program.states else None,
         "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
         "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
         "peak_activations": memory,
-        "tolerances": {p.name: tolerance for p in program.outputs},
+        "tolerances": {p.name: tolerance for p in program.own_outputs},
         "notes": [*program.notes, *_unseen_branches(program)],
         "engines": [],
         "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},

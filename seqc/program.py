@@ -39,6 +39,22 @@ class Port:
     shape: tuple[int | str, ...]
 
 
+@dataclass(frozen=True)
+class State:
+    """A tensor that a stream keeps between calls, by the names of the input that takes it and the output that gives it.
+
+    ``initial``  its value before the first step, of one stream (one row at ``batch_axis``)
+    ``batch_axis``  the axis of the independent streams; None where the state is the same for all streams that are in step
+    ``grows``  the axis along which it is as long as the number of past steps; None where its size is constant
+    """
+
+    name: str
+    next_name: str
+    initial: torch.Tensor
+    batch_axis: int | None
+    grows: int | None
+
+
 @dataclass
 class Program:
     """A sequence model as a graph.
@@ -57,6 +73,8 @@ class Program:
     """Placeholder name -> the weight's name in the source model (``layers.0.weight``)."""
     out_spec: pytree.TreeSpec | None = None
     """How the flat outputs fold back into what the source model returns."""
+    states: tuple[State, ...] = ()
+    """What a streaming Program carries from call to call: the last inputs and outputs, in this order."""
     notes: list[str] = field(default_factory=list)
     """What the user should be told: outputs dropped, loops kept unrolled, and the like."""
     reasons: list[str] = field(default_factory=list)
@@ -77,6 +95,16 @@ class Program:
     @property
     def input_nodes(self) -> list[fx.Node]:
         return self.placeholders[len(self.weights) :]
+
+    @property
+    def given_inputs(self) -> tuple[Port, ...]:
+        """The inputs that are no states."""
+        return self.inputs[: len(self.inputs) - len(self.states)]
+
+    @property
+    def own_outputs(self) -> tuple[Port, ...]:
+        """The outputs that are no states."""
+        return self.outputs[: len(self.outputs) - len(self.states)]
 
     @property
     def output_node(self) -> fx.Node:
@@ -103,6 +131,7 @@ class Program:
             self.dims,
             dict(self.weight_names),
             self.out_spec,
+            self.states,
             list(self.notes),
         )
 

@@ -37,6 +37,7 @@ _EPILOG = "Options for --opt: " + "; ".join(f"{o.name}={o.default} ({o.help}; {o
 )
 @click.option("--inputs", "inputs_file", metavar="F.npz", help="Example inputs, one array per input.")
 @click.option("--dynamic", multiple=True, metavar="NAME:AXIS=DIM", help="Make an axis of an input dynamic.")
+@click.option("--stateful", is_flag=True, help="Take sequences piece by piece: derive the step form and its states.")
 @click.option("--opset", type=int, metavar="N", help="ONNX opset of the result.")
 @click.option("--passes", metavar="+A,-B", help="Passes to add or leave out; see `seqc passes`.")
 @click.option("--opt", "options", multiple=True, metavar="KEY=VALUE", help="An option of the compiler.")
@@ -53,6 +54,7 @@ def command(
     specs: tuple[str, ...],
     inputs_file: str | None,
     dynamic: tuple[str, ...],
+    stateful: bool,
     opset: int | None,
     passes: str | None,
     options: tuple[str, ...],
@@ -91,6 +93,7 @@ def command(
                 examples,
                 dynamic_shapes=shapes,
                 target=target,
+                stateful=stateful,
                 passes=[p.strip() for p in passes.split(",") if p.strip()] if passes is not None else None,
                 options=chosen,
                 opset=opset,

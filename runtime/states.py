@@ -1,0 +1,83 @@
+"""The states of a streaming artifact, as its manifest describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seqc.errors import ArtifactError
+from seqc.runtime.inputs import Array
+from seqc.runtime.manifest import Port, State
+from seqc.runtime.shapes import evaluate
+
+
+@dataclass(frozen=True)
+class StatePort:
+    """A state: the input ``port`` that takes it, and ``following``, the output that gives it for the next call.
+
+    ``initial`` is its value before the first step, of one row (one stream) along ``batch_axis``; a state without that axis is
+    shared by all rows that are in step. ``grows`` is the axis that is as long as the number of past steps.
+    """
+
+    port: Port
+    following: str
+    initial: Array
+    batch_axis: int | None
+    grows: int | None
+
+    def start(self, rows: int) -> Array:
+        """The state of ``rows`` streams before their first step."""
+        return self.initial if self.batch_axis is None else np.repeat(self.initial, rows, self.batch_axis)
+
+    def take(self, value: Array, rows: list[int]) -> Array:
+        """The state of some of the streams of ``value``."""
+        if self.batch_axis is None:
+            return value
+        width = self.initial.shape[self.batch_axis]
+        index = [row * width + i for row in rows for i in range(width)]
+        return np.take(value, index, self.batch_axis)
+
+    def join(self, values: list[Array]) -> Array:
+        """The state of the streams of all ``values``, in this order."""
+        return values[0] if self.batch_axis is None else np.concatenate(values, self.batch_axis)
+
+
+def state_port(state: State, dims: Iterable[str]) -> StatePort:
+    """The state that a manifest with these dimensions describes. Raises ArtifactError where its first value does not fit."""
+    port, ones = state.port, dict.fromkeys(dims, 1)
+    sizes = [size if isinstance(size, int) else evaluate(size, ones) for size in port.shape]
+    shape = tuple(0 if axis == state.grows else 1 if size is None else size for axis, size in enumerate(sizes))
+    try:
+        initial = from_json(state.initial, shape, port.dtype)
+    except ValueError as error:
+        raise ArtifactError(f"the first value of state {port.name!r} does not fit {port}: {error}") from error
+    return StatePort(port, state.following, initial, state.batch_axis, state.grows)
+
+
+def to_json(value: Array) -> Any:
+    """A state's first value as strict JSON: one number where all are equal, else nested lists; infinities by name."""
+    flat = value.reshape(-1)
+    if flat.size == 0 or (flat == flat[0]).all():
+        return _number(flat[0].item() if flat.size else 0.0)
+    return [to_json(part) if part.ndim else _number(part.item()) for part in value]
+
+
+def from_json(value: Any, shape: tuple[int, ...], dtype: str) -> Array:
+    """The reverse of :func:`to_json`. Raises ValueError where it is not of that shape."""
+    if isinstance(value, list):
+        if not shape or len(value) != shape[0]:
+            raise ValueError(f"expected {shape[0] if shape else 'a number'} entries, found {len(value)}")
+        parts = [from_json(part, shape[1:], dtype) for part in value]
+        return np.stack(parts) if parts else np.zeros(shape, dtype)
+    if isinstance(value, str) and value not in ("inf", "-inf"):
+        raise ValueError(f"{value!r} is no number")
+    if not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is no number")
+    return np.full(shape, float(value) if isinstance(value, str) else value, dtype)
+
+
+def _number(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

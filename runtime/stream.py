@@ -1,0 +1,201 @@
+"""A stream: sequences that come piece by piece, and their states in between."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seqc.errors import ArtifactError
+from seqc.runtime.inputs import Array
+
+if TYPE_CHECKING:
+    from seqc.runtime.session import Session
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that go through the model together: where it counts steps, all of them have seen equally many.
+
+    ``positions`` has the steps that each row has seen, ``states`` one array per state of the artifact, whose rows are in the
+    order of ``rows``. Arrays are never written to.
+    """
+
+    rows: tuple[int, ...]
+    positions: tuple[int, ...]
+    states: tuple[Array, ...]
+
+
+class Stream:
+    """The states of ``batch_size`` independent sequences; make one with :meth:`Session.stream`.
+
+    A stream belongs to one thread at a time; several streams of one session may run at once.
+    """
+
+    def __init__(self, session: Session, batch_size: int = 1) -> None:
+        if batch_size < 1:
+            raise ArtifactError(f"a stream has at least one row, not {batch_size}")
+        self._session = session
+        self._size = batch_size
+        self._groups: tuple[Group, ...] = (self._fresh(tuple(range(batch_size))),)
+
+    @property
+    def batch_size(self) -> int:
+        """The number of independent sequences."""
+        return self._size
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many steps each row has seen."""
+        found = {row: n for group in self._groups for row, n in zip(group.rows, group.positions, strict=True)}
+        return tuple(found[row] for row in range(self._size))
+
+    def step(self, inputs: Mapping[str, Array], rows: Sequence[int] | None = None) -> dict[str, Array]:
+        """Take the next steps, one or more of them, of every row, or of ``rows`` only; the others stay as they are.
+
+        Args:
+            inputs: one array per input of the artifact, of the new steps alone; its rows are those asked for, in order.
+
+        Returns:
+            One array per output, of the new steps. Outputs without an axis of steps are what they are at the end.
+
+        Raises:
+            ArtifactError: an input does not fit, or onnxruntime failed; the stream is then as it was.
+        """
+        asked = list(range(self._size)) if rows is None else self._checked(rows)
+        arrays, steps = self._session.prepare_step(inputs, len(asked))
+        place = {row: i for i, row in enumerate(asked)}
+        groups: list[Group] = []
+        results: list[tuple[list[int], dict[str, Array]]] = []
+        for group in self._groups:
+            moving = [row for row in group.rows if row in place]
+            groups += self._part(group, [row for row in group.rows if row not in place])
+            for part in self._part(group, moving):
+                at = [place[row] for row in part.rows]
+                given = self._session.rows_of_inputs(arrays, at, len(asked))
+                outputs, states = self._session.run_step(given, part.states, steps)
+                groups.append(replace(part, positions=tuple(n + steps for n in part.positions), states=states))
+                results.append((at, outputs))
+        merged = self._session.rows_of_outputs(results, len(asked))
+        self._groups = self._joined(groups)
+        return merged
+
+    def reset(self, rows: Iterable[int] | None = None) -> None:
+        """Let all rows, or ``rows``, begin anew."""
+        chosen = set(range(self._size)) if rows is None else set(self._checked(rows))
+        left = [part for g in self._groups for part in self._part(g, [r for r in g.rows if r not in chosen])]
+        fresh = [self._fresh(tuple(sorted(chosen)))] if chosen else []
+        self._groups = self._joined([*left, *fresh])
+
+    def fork(self) -> Stream:
+        """An independent stream that goes on from here: for beams, and for prefixes that several sequences share."""
+        copy = Stream.__new__(Stream)
+        copy._session, copy._size, copy._groups = self._session, self._size, self._groups
+        return copy
+
+    def rewind(self, checkpoint: Stream) -> None:
+        """Go back to ``checkpoint``, a :meth:`fork` made earlier (of this stream, or of another of the same session)."""
+        if checkpoint._session is not self._session or checkpoint._size != self._size:
+            raise ArtifactError("a stream can be rewound to a fork of a stream of the same session and batch size only")
+        self._groups = checkpoint._groups
+
+    def memory(self) -> int:
+        """Bytes of all states."""
+        return sum(array.nbytes for group in self._groups for array in group.states)
+
+    def save(self, path: str | Path) -> None:
+        """Write the states to one file, which appears complete or not at all."""
+        target = Path(path)
+        header = {
+            "format": _FORMAT,
+            "model": self._session.identity,
+            "batch_size": self._size,
+            "groups": [{"rows": list(g.rows), "positions": list(g.positions)} for g in self._groups],
+        }
+        arrays = {f"{i}.{j}": a for i, g in enumerate(self._groups) for j, a in enumerate(g.states)}
+        data = io.BytesIO()
+        np.savez(data, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+        body = data.getvalue()
+        stage = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        try:
+            with stage.open("wb") as file:
+                file.write(hashlib.sha256(body).digest() + body)
+                file.flush()
+                os.fsync(file.fileno())
+            stage.replace(target)
+        except OSError as error:
+            stage.unlink(missing_ok=True)
+            raise ArtifactError(f"cannot write the state {target}: {error.strerror or error}") from error
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what :meth:`save` wrote. Raises ArtifactError, the stream then being as it was, where that is damaged,
+        of another model, or of another batch size."""
+        source = Path(path)
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"cannot read the state {source}: {error.strerror or error}") from error
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            raise ArtifactError(f"{source} is no saved state, or was truncated or altered")
+        try:
+            with np.load(io.BytesIO(data[32:]), allow_pickle=False) as archive:
+                header = json.loads(bytes(archive["header"]))
+                arrays = {name: archive[name] for name in archive.files if name != "header"}
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"{source} is no saved state: {error}".splitlines()[0]) from error
+        if header.get("format") != _FORMAT:
+            raise ArtifactError(f"{source} has format {header.get('format')!r}, this seqc reads {_FORMAT}")
+        if header["model"] != self._session.identity:
+            raise ArtifactError(f"{source} is the state of another model")
+        if header["batch_size"] != self._size:
+            raise ArtifactError(f"{source} is the state of {header['batch_size']} rows, this stream has {self._size}")
+        count = len(self._session.states)
+        self._groups = tuple(
+            Group(tuple(g["rows"]), tuple(g["positions"]), tuple(arrays[f"{i}.{j}"] for j in range(count)))
+            for i, g in enumerate(header["groups"])
+        )
+
+    def _fresh(self, rows: tuple[int, ...]) -> Group:
+        return Group(rows, (0,) * len(rows), tuple(state.start(len(rows)) for state in self._session.states))
+
+    def _part(self, group: Group, rows: list[int]) -> list[Group]:
+        """The group of some of its rows: one, or none where there are none."""
+        if not rows or len(rows) == len(group.rows):
+            return [group] if rows else []
+        at = [group.rows.index(row) for row in rows]
+        states = zip(self._session.states, group.states, strict=True)
+        positions = tuple(group.positions[i] for i in at)
+        return [Group(tuple(rows), positions, tuple(s.take(value, at) for s, value in states))]
+
+    def _joined(self, groups: list[Group]) -> tuple[Group, ...]:
+        """Rows that are in step go together. Where no state depends on the number of steps, all are."""
+        together: dict[int, list[Group]] = {}
+        for group in groups:
+            together.setdefault(group.positions[0] if self._session.counts_steps else 0, []).append(group)
+        found = []
+        for members in together.values():
+            states = zip(self._session.states, *(m.states for m in members), strict=True)
+            rows = tuple(row for m in members for row in m.rows)
+            joined = members[0].states if len(members) == 1 else tuple(s.join(list(values)) for s, *values in states)
+            found.append(Group(rows, tuple(n for m in members for n in m.positions), joined))
+        return tuple(found)
+
+    def _checked(self, rows: Iterable[int]) -> list[int]:
+        chosen = list(rows)
+        for row in chosen:
+            if not isinstance(row, int | np.integer) or not 0 <= row < self._size:
+                raise ArtifactError(f"row {row!r} is not one of 0 to {self._size - 1}")
+        if len(set(chosen)) != len(chosen):
+            raise ArtifactError(f"a row is named twice in {chosen}")
+        return [int(row) for row in chosen]

@@ -1,0 +1,144 @@
+"""Operations in which each step reads those before it: what is read is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from seqc import _torch
+from seqc.program import named_args
+from seqc.streaming.causal import beyond, is_nothing
+from seqc.streaming.demand import ALL, NEW, Demand, Everything, Plan, Window, refuse
+from seqc.streaming.derivation import Derivation
+
+aten = torch.ops.aten
+
+_LATER = "a causal mask has to rule later steps out"
+
+
+def kept(d: Derivation, node: fx.Node, demand: Demand, axis: int) -> Plan:
+    """Everything of a computed value: a state that grows."""
+    value = node.meta["val"]
+    if _torch.size_expr(value.shape[axis]) != d.time:
+        raise refuse(node, "everything is read of an axis that is not the sequence alone")
+    exprs = [_torch.size_expr(s) for s in value.shape]
+    exprs[axis] = d.past
+    kind = d.role(node)
+    slot = d.slot(kind, node, exprs, value.dtype, 0.0, grows=axis)
+
+    def write(new: fx.Node) -> fx.Node:
+        slot.following = d.emit(aten.cat.default, [slot.placeholder, new], axis)
+        return slot.following
+
+    return Plan(((node, Demand(tuple(NEW if m is not None else None for m in demand.modes))),), write)
+
+
+def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """torch's scaled_dot_product_attention: keys and values are kept."""
+    arg = named_args(node)
+    query, key, value, mask = arg["query"], arg["key"], arg["value"], arg["attn_mask"]
+    rank = query.meta["val"].dim()
+    if d.axes(query) != (rank - 2,) or any(d.axes(n) != (rank - 2,) for n in (key, value)):
+        return None
+    if not arg["is_causal"] and mask is None:
+        raise refuse(node, "each step attends to later ones", _LATER)
+    needs = [(query, d.newest(query)), *((n, _everything(n, rank - 2)) for n in (key, value))]
+    if mask is not None:
+        if not is_nothing(beyond(d, mask)):
+            raise refuse(node, "each step attends to later ones", _LATER)
+        needs.append((mask, _rows(d, mask)))
+    d.roles.setdefault(key, "key")
+    d.roles.setdefault(value, "value")
+
+    def write(q: fx.Node, k: fx.Node, v: fx.Node, *given: fx.Node) -> fx.Node:
+        allowed = given[0] if given else _before(d)
+        return d.emit(node.target, q, k, v, allowed, arg["dropout_p"], False, scale=arg["scale"], enable_gqa=arg["enable_gqa"])
+
+    return Plan(tuple(needs), write)
+
+
+def _everything(node: fx.Node, axis: int) -> Demand:
+    rank = node.meta["val"].dim()
+    return Demand(tuple(ALL if a == axis else None for a in range(rank)))
+
+
+def _rows(d: Derivation, node: fx.Node) -> Demand:
+    rows, columns = d.axes(node)
+    return Demand(tuple(NEW if a == rows else ALL if a == columns else None for a in range(node.meta["val"].dim())))
+
+
+def _before(d: Derivation, offset: int = 0) -> fx.Node:
+    """bool [steps, everything]: whether what is read is no later than the step, ``offset`` added to that."""
+    rows = d.emit(aten.unsqueeze.default, d.positions(NEW), 1)
+    if offset:
+        rows = d.emit(aten.add.Tensor, rows, offset)
+    return d.emit(aten.le.Tensor, d.emit(aten.unsqueeze.default, d.positions(ALL), 0), rows)
+
+
+def softmax(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """A softmax over what each step reads."""
+    source, axis = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node)
+    axis = int(axis) % node.meta["val"].dim()  # type: ignore[call-overload]
+    if axis not in d.axes(source):
+        return None
+    if not isinstance(demand.modes[axis], Everything):
+        raise refuse(node, "a softmax over the sequence reads later steps", _LATER)
+    if any(isinstance(m, Window) for m in demand.modes) and not is_nothing(beyond(d, source)):
+        raise refuse(node, "each step attends to later ones", _LATER)
+    return Plan(((source, demand),), lambda new: d.emit(node.target, new, *node.args[1:], **node.kwargs))
+
+
+def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """A matrix product: over what each step reads, or of steps with what they read."""
+    a, b = node.args[:2]
+    assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+    ranks = [n.meta["val"].dim() for n in (a, b)]
+    if min(ranks) < 2:
+        return None
+    rank = node.meta["val"].dim()
+
+    def modes(n: fx.Node, own: int, contracted: int) -> list[Any]:
+        """``own``: the axis, from the end, that the result has at the same place."""
+        r = n.meta["val"].dim()
+        found: list[Any] = [demand.modes[rank - r + x] if x in d.axes(n) and x < r - 2 else None for x in range(r)]
+        if r + own in d.axes(n):
+            found[own] = demand.modes[own]
+        if r + contracted in d.axes(n):
+            found[contracted] = ALL
+        return found
+
+    left, right = modes(a, -2, -1), modes(b, -1, -2)
+    if left[-1] is not None or right[-2] is not None:
+        if left[-1] is None or right[-2] is None:
+            raise refuse(node, "a product with one number for each step of the sequence")
+        per_step = any(isinstance(m, Window) for m in (*left[:-1], right[-1]))
+        if per_step and not (isinstance(left[-2], Window) and beyond(d, a) == 0):
+            raise refuse(node, "each step reads later ones", _LATER)
+        if not per_step and not demand.at_end:
+            raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
+        d.roles.setdefault(b, "value")
+    elif len(d.axes(a)) == 1 and len(d.axes(b)) == 1 and left[-2] is not None and right[-1] is not None:
+        d.roles.setdefault(b, "key")
+    needs = ((a, Demand(tuple(left))), (b, Demand(tuple(right))))
+    return Plan(needs, lambda x, y: d.emit(node.target, x, y))
+
+
+def triangle(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """torch.tril of scores: a mask."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    rank = source.meta["val"].dim()
+    if d.axes(source) != (rank - 2, rank - 1):
+        return None
+    offset = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+    if not (isinstance(demand.modes[-1], Everything) and demand.modes[-2] == NEW):
+        raise refuse(node, "a triangle of which everything is read")
+
+    def write(new: fx.Node) -> fx.Node:
+        zero = d.emit(aten.full.default, [], 0, dtype=new.meta["val"].dtype)
+        return d.emit(aten.where.self, _before(d, offset), new, zero)
+
+    return Plan(((source, demand),), write)

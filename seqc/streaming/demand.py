@@ -1,0 +1,81 @@
+"""Which part of a value of the whole sequence is wanted when ``steps`` new steps have come after ``past`` earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.fx as fx
+
+from seqc.errors import UnsupportedModelError
+from seqc.program import place_of, source_line
+
+
+@dataclass(frozen=True)
+class Window:
+    """Along an axis over time: the elements from ``past + start`` up to (not including) ``past + steps + stop``.
+
+    Elements in front of the first step are ``fill``: a number, or a node whose values do not vary from stream to stream.
+    """
+
+    start: int = 0
+    stop: int = 0
+    fill: float | fx.Node | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether these are the new steps, no others."""
+        return self.start == 0 and self.stop == 0
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Along an axis over time: all elements up to the newest."""
+
+
+Mode = Window | Everything | None
+"""What is wanted along an axis; None: the axis is not over time."""
+
+NEW = Window()
+ALL = Everything()
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is wanted of a node: a mode for each of its axes.
+
+    ``at_end``: what a value without an axis over time is at the end of the newest step is good enough. Elsewhere such a value
+    would have to be known before its time.
+    """
+
+    modes: tuple[Mode, ...]
+    at_end: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        return all(not isinstance(m, Window) or m.is_new for m in self.modes)
+
+    @property
+    def base(self) -> Demand:
+        """The same with the new steps along each axis over time."""
+        return Demand(tuple(None if m is None else NEW for m in self.modes), self.at_end)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a node is computed for a demand: what that needs of other nodes, and the function that writes it from these."""
+
+    needs: tuple[tuple[fx.Node, Demand], ...]
+    write: Callable[..., Any]
+
+
+class NotCausal(UnsupportedModelError):
+    """A value cannot be computed step by step."""
+
+
+def refuse(node: fx.Node, why: str, hint: str = "") -> NotCausal:
+    """The error for ``node``, with where it stands in the user's model."""
+    end = f"; {hint}" if hint else ""
+    at = next((n for n in (node, *node.users) if source_line(n)), node)
+    return NotCausal(f"no streaming form: {why} ({getattr(at.target, '__name__', at.target)} at {place_of(at)}){end}")

@@ -1,0 +1,158 @@
+"""Operations that move elements along the time, or read a window of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+
+from seqc import _torch
+from seqc.program import named_args
+from seqc.streaming.demand import NEW, Demand, Everything, Plan, Window, refuse
+from seqc.streaming.derivation import END, Derivation
+
+aten = torch.ops.aten
+
+
+def delayed(d: Derivation, node: fx.Node, demand: Demand, axis: int, mode: Window) -> Plan:
+    """A window that begins before the newest steps: the last elements of the steps before are a state."""
+    if mode.stop > 0:
+        raise refuse(node, f"{mode.stop} later steps are read", "a delay would be needed")
+    if mode.start > 0:
+        raise refuse(node, "a window that begins behind the first new step")
+    base = Demand(tuple(NEW if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
+    count = -mode.start
+    value = node.meta["val"]
+    exprs = [d.expected(s, m) for s, m in zip(value.shape, base.modes, strict=True)]
+    exprs[axis] = sympy.Integer(count)
+    slot = d.slot("conv_state", node, exprs, value.dtype, 0.0 if mode.fill is None else mode.fill)
+
+    def write(new: fx.Node, *fill: fx.Node) -> fx.Node:
+        line = d.emit(aten.cat.default, [slot.placeholder, new], axis)
+        slot.following = d.emit(aten.slice.Tensor, line, axis, -count, END)
+        return line if mode.stop == 0 else d.emit(aten.slice.Tensor, line, axis, 0, mode.stop)
+
+    fills = ((mode.fill, d.newest(mode.fill)),) if isinstance(mode.fill, fx.Node) else ()
+    return Plan(((node, base), *fills), write)
+
+
+def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """x[s:], x[:n - k] and the like along the time."""
+    arg = named_args(node)
+    source, axis = arg["self"], arg["dim"] % node.meta["val"].dim()
+    mode = demand.modes[axis]
+    if axis not in d.axes(source):
+        return None
+    if mode is None:
+        return _part(d, node, source, axis, _expr(arg["start"] or 0), demand)
+    start = _expr(arg["start"] or 0)
+    if not start.is_Integer or start < 0 or arg["step"] != 1:
+        raise refuse(node, "a part of the sequence that begins at its end, or leaves steps out, is no sequence of steps")
+    if isinstance(mode, Everything):
+        if start != 0 or d.expected(node.meta["val"].shape[axis], mode) != d.total():
+            raise refuse(node, "everything is read of a part of the sequence")
+        return Plan(((source, demand),), lambda new: new)
+    extra = sympy.expand(_torch.size_expr(node.meta["val"].shape[axis]) - d.time)
+    if not extra.is_Integer or mode.stop > extra:
+        raise refuse(node, "steps are read that the slice has left out")
+    moved = Window(mode.start + int(start), mode.stop + int(start), mode.fill)
+    need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
+    return Plan(((source, need),), lambda new: new)
+
+
+def _part(d: Derivation, node: fx.Node, source: fx.Node, axis: int, start: Any, demand: Demand) -> Plan | None:
+    """x[-1:], at the end; a part of constant length is known to no step but the last."""
+    if node not in d.timed:
+        return None
+    size = _torch.size_expr(source.meta["val"].shape[axis])
+    if not demand.at_end or size != d.time or start not in (sympy.Integer(-1), d.time - 1):
+        raise refuse(node, "some steps of the sequence are read at every other", "pass them as an input of their own")
+    return Plan(((source, d.newest(source)),), lambda new: d.emit(aten.slice.Tensor, new, axis, -1, END))
+
+
+def _expr(value: Any) -> Any:
+    return _torch.size_expr(value.meta["val"] if isinstance(value, fx.Node) else value)
+
+
+def pad(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """Constants put in front of the sequence, or steps cut off there."""
+    arg = named_args(node)
+    source, widths, rank = arg["self"], list(arg["pad"]), node.meta["val"].dim()
+    over = d.axes(source)
+    padded = [rank - 1 - i for i in range(len(widths) // 2) if widths[2 * i] != 0 or widths[2 * i + 1] != 0]
+    if not any(a in over for a in padded):
+        return None
+    if len(padded) > 1 or arg.get("mode", "constant") != "constant":
+        raise refuse(node, "padding of several axes, or not by a constant, along the time")
+    axis = padded[0]
+    before = widths[2 * (rank - 1 - axis)]
+    mode = demand.modes[axis]
+    if not isinstance(before, int) or not isinstance(mode, Window):
+        raise refuse(node, "padding whose size depends on the sequence, or of which everything is read")
+    fill = arg["value"] or 0.0
+    if before > 0 and mode.start < 0 and mode.fill != fill:
+        raise refuse(node, "padding in front of padding with another constant")
+    moved = Window(mode.start - before, mode.stop - before, fill if before > 0 else mode.fill)
+    need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
+    return Plan(((source, need),), lambda new: new)
+
+
+def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """Constants put in front of the sequence by cat."""
+    arg = named_args(node)
+    parts, axis = list(arg["tensors"]), arg["dim"] % node.meta["val"].dim()
+    mode = demand.modes[axis] if demand.modes else None
+    if axis not in d.axes(node):
+        return None
+    over = [p for p in parts if axis in d.axes(p)]
+    index = parts.index(over[0]) if over else 0
+    if len(over) != 1 or not all(d.is_fixed(p) for p in parts[:index]):
+        raise refuse(node, "parts of the sequence are put together in another order")
+    if not isinstance(mode, Window):
+        raise refuse(node, "everything is read of a sequence with something put in front of it")
+    count = sum(int(p.meta["val"].shape[axis]) for p in parts[:index])
+    if index > 1 or mode.start > 0 or (count and mode.start < 0):
+        raise refuse(node, "several constants in front of the sequence, or a window beyond them")
+    moved = Window(mode.start - count, mode.stop - count, parts[0] if count else mode.fill)
+    need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
+    return Plan(((over[0], need),), lambda new: new)
+
+
+def conv1d(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """A convolution along the time: the steps it reads back are a state."""
+    arg = named_args(node)
+    source = arg["input"]
+    if d.axes(source) != (2,):
+        return None
+    stride, padding, dilation = (list(arg[k])[0] for k in ("stride", "padding", "dilation"))
+    if stride != 1:
+        raise refuse(node, "a convolution with a stride makes fewer steps of the sequence")
+    reach = (int(arg["weight"].meta["val"].shape[2]) - 1) * int(dilation)
+    window = Window(-int(padding), reach - int(padding), 0.0)
+    if window.stop > 0:
+        raise refuse(node, f"the convolution reads {window.stop} later steps", "pad it in front by all it reads back")
+    modes = tuple(window if a == 2 else m for a, m in enumerate(d.newest(source).modes))
+    others = [n for n in (arg["weight"], arg["bias"]) if isinstance(n, fx.Node)]
+
+    def write(new: fx.Node, *fixed: fx.Node) -> fx.Node:
+        weight, bias = (*fixed, None)[:2]
+        return d.emit(aten.conv1d.default, new, weight, bias, [1], [0], [dilation], arg["groups"])
+
+    return Plan(((source, Demand(modes)), *((n, d.newest(n)) for n in others)), write)
+
+
+def select(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """The newest step."""
+    source, axis, index = node.args
+    assert isinstance(source, fx.Node)
+    axis = int(axis) % source.meta["val"].dim()  # type: ignore[call-overload]
+    if axis not in d.axes(source):
+        return None
+    size = _torch.size_expr(source.meta["val"].shape[axis])
+    if sympy.expand(size - d.time) != 0 or _expr(index) not in (sympy.Integer(-1), size - 1):
+        raise refuse(node, "one step of the sequence is read at every other", "pass it as an input of its own")
+    if not demand.at_end:
+        raise refuse(node, "the last step of the sequence is read at an earlier one")
+    return Plan(((source, d.newest(source)),), lambda new: d.emit(aten.select.int, new, axis, -1))
