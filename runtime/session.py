@@ -89,4 +89,4 @@ def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> 
     if manifest.states:
         raise ArtifactError(f"{directory} is a streaming artifact, which this version of the runtime cannot run")
     check_files(directory, manifest)
-    return Session(manifest, open_session(directory / MODEL_FILE, providers))
+    return Session(manifest, open_session(directory / MODEL_FILE, providers, manifest.opset))

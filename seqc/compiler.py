@@ -35,6 +35,7 @@ from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
+from seqc.runtime.ort import RELEASED_OPSET
 from seqc.target import Target, get_target
 from seqc.text import text
 from seqc.verify import verify
@@ -110,7 +111,7 @@ def compile(
     target          see ``seqc targets``
     passes          Pass objects to run instead of the default ones, or "+name" / "-name" to change the default list
     options         ``{"loops": "unroll"}`` or ``["loops=unroll"]``; see ``seqc compile --help``
-    opset           of ONNX, 18 to 24; None takes the target's default
+    opset           of ONNX, 18 to 27; None takes the target's default
     check           compare with the source at lengths 1, the example's, a prime and four times the example's, at
                     batch 1 and 3; a difference raises VerificationError naming the first pass after which it shows
     progress        called as ``progress(stage, nodes, seconds)`` when a stage has ended
@@ -127,7 +128,7 @@ def compile(
     # Once more behind Lower: ops written as loops read at full size what Sink moves into them, and what Hoist took out of
     # loops may depend on weights alone.
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
-    steps = [*before, Lower(goal, forced), *again]
+    steps = [*before, Lower(goal, forced, version), *again]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:
@@ -341,7 +342,7 @@ def _manifest(
         "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
         "peak_activations": memory,
         "tolerances": {p.name: tolerance for p in program.outputs},
-        "notes": [*program.notes, *_unseen_branches(program)],
+        "notes": [*program.notes, *_unreleased(opset), *_unseen_branches(program)],
         "engines": [],
         "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
     }
@@ -367,6 +368,16 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _unreleased(opset: int) -> list[str]:
+    if opset <= RELEASED_OPSET:
+        return []
+    return [
+        f"ONNX Runtime 1.31 refuses opset {opset} unless ALLOW_RELEASED_ONNX_OPSET_ONLY=0 is in the environment, which "
+        "seqc.runtime, and so the check, sets while it loads the model; it has no kernels for what that opset adds and "
+        "runs ONNX's definition of it, a loop"
+    ]
 
 
 def _unseen_branches(program: Program) -> list[str]:

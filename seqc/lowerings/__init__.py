@@ -9,9 +9,9 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_scan": ("sequential", "prefix"),
     "selective_scan": ("channels_last", "prefix"),
     "softmax_scan": ("contrib", "sequential"),
-    "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
+    "linear_attention": ("standard", "chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
-    "causal_conv": ("conv", "contrib"),
+    "causal_conv": ("standard", "conv", "contrib"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
@@ -22,3 +22,7 @@ FIRST_WITHOUT_LOOPS: dict[str, str] = {
     "linear_attention": "parallel_chunks",
 }
 """The form to try first where a target runs a loop as a kernel for each operation of each step."""
+
+OWN_WITHOUT_LOOPS: dict[str, str] = {"linear_attention": "contrib", "causal_conv": "contrib"}
+"""The form to try even before that: one operator of the runtime's own, which has no loop (ONNX Runtime has kernels of both
+for CUDA in float32 and float16)."""

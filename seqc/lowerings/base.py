@@ -13,6 +13,9 @@ from seqc.emit import Emitter
 
 aten = torch.ops.aten
 
+STANDARD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the operators LinearAttention and CausalConvWithState of ONNX 27 take."""
+
 
 class Refused(Exception):
     """Why a lowering does not take a node."""
@@ -24,7 +27,8 @@ class Lowering:
 
     ``write(emit, node)`` writes it in front of ``node`` and returns a node for each result; it raises Refused where it
     would not be right or not run. ``why`` says what the form is. ``domains`` are the
-    ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it.
+    ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it. ``opset`` is the
+    first ONNX opset with the operators it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "".
     """
 
     op: str
@@ -32,6 +36,8 @@ class Lowering:
     why: str
     write: Callable[[Emitter, fx.Node], list[fx.Node]]
     domains: frozenset[str] = frozenset()
+    opset: int = 18
+    cpu_only: Callable[[fx.Node], str] = lambda node: ""
 
 
 Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[list[fx.Node], list[fx.Node]]]

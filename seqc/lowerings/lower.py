@@ -22,13 +22,14 @@ class Lower:
     """Writes each dialect op in the first form that the target has and that takes it.
 
     ``forced`` names the form to use instead, by op (``{"linear_attention": "sequential"}``); it is an error where that
-    form does not take a node.
+    form does not take a node. ``opset`` is the ONNX opset that will be emitted, by default the target's.
 
     ``tolerance``: a form may sum in another order than the reference; each stays within the usual float32 error.
     """
 
     target: Target
     forced: dict[str, str] = field(default_factory=dict)
+    opset: int | None = None
 
     name: ClassVar[str] = "lower"
     tolerance: ClassVar[float] = 1e-5
@@ -45,6 +46,10 @@ class Lower:
             remove_dead_code(program)
         return changes
 
+    @property
+    def _caveat(self) -> str:
+        return "" if self.target.measured else f"; not measured on {self.target.name!r}"
+
     def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> None:
         where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
@@ -57,6 +62,11 @@ class Lower:
                     raise Refused(f"{forced} was asked for")
                 if missing := form.domains - set(self.target.domains):
                     raise Refused(f"target {self.target.name!r} has no {', '.join(sorted(missing))} operators")
+                opset = self.target.check_opset(self.opset)
+                if opset < form.opset:
+                    raise Refused(f"it needs opset {form.opset}, not {opset}")
+                if not self.target.on_cpu and (why := form.cpu_only(node)):
+                    raise Refused(why)
                 with emit.before(node):
                     results = form.write(emit, node)
             except Refused as reason:
@@ -68,7 +78,7 @@ class Lower:
                 node.graph.erase_node(reader)
             node.graph.erase_node(node)
             refused = f" ({'; '.join(refusals)})" if refusals else ""
-            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{refused}")
+            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{self._caveat}{refused}")
             return
         raise UnsupportedOpError(
             f"{short} at {where} has no form for target {self.target.name!r}: {'; '.join(refusals)}"

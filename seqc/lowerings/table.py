@@ -5,6 +5,7 @@ from __future__ import annotations
 from seqc.lowerings import (
     FIRST_WITHOUT_LOOPS,
     FORMS,
+    OWN_WITHOUT_LOOPS,
     causal_conv,
     chunked_attention,
     gated_rnn,
@@ -46,4 +47,5 @@ def forms_of(op: str, target: Target) -> tuple[Lowering, ...]:
     """The forms of ``op`` in the order in which they are tried for ``target``; none where it is no op that is lowered."""
     forms = LOWERINGS.get(op, ())
     first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
-    return tuple(sorted(forms, key=lambda form: form.name != first))
+    own = OWN_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
+    return tuple(sorted(forms, key=lambda form: (form.name != own, form.name != first)))
