@@ -10,6 +10,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
+from seqc.lowerings.by_length import by_length
 from seqc.lowerings.base import Lowering, Refused
 from seqc.lowerings.table import forms_of
 from seqc.program import Program, place_of
@@ -55,6 +56,7 @@ class Lower:
         short = forms[0].op.removeprefix("seqc::")
         forced = self.forced.get(short)
         refusals = []
+        weights = program.weight_nodes if emit.gm is program.graph_module else []
         for form in forms:
             mark = emit.mark()
             try:
@@ -67,8 +69,9 @@ class Lower:
                     raise Refused(f"it needs opset {form.opset}, not {opset}")
                 if not self.target.on_cpu and (why := form.cpu_only(node)):
                     raise Refused(why)
+                chosen = form.single is not None and forced is None and not self.target.avoids_loops
                 with emit.before(node):
-                    results = form.write(emit, node)
+                    results = by_length(emit, node, form, weights) if chosen else form.write(emit, node)
             except Refused as reason:
                 emit.undo(mark)
                 refusals.append(f"{form.name}: {reason}")
@@ -78,7 +81,7 @@ class Lower:
                 node.graph.erase_node(reader)
             node.graph.erase_node(node)
             refused = f" ({'; '.join(refusals)})" if refusals else ""
-            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{self._caveat}{refused}")
+            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{'; a single step is written directly' if chosen else ''}{self._caveat}{refused}")
             return
         raise UnsupportedOpError(
             f"{short} at {where} has no form for target {self.target.name!r}: {'; '.join(refusals)}"

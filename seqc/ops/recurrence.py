@@ -31,6 +31,7 @@ import torch
 import torch.fx as fx
 
 from seqc import _torch
+from seqc.ops.choose import choose
 
 Body = Callable[..., Any]
 
@@ -92,6 +93,9 @@ class Propagate(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is recurrence:
             return recurrence_shapes(*args, **kwargs)
+        if target is choose:
+            _, long, *_, operands = args
+            return tuple(Propagate(long).run(*operands))
         return super().call_function(target, args, kwargs)
 
 
