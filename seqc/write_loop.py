@@ -59,13 +59,9 @@ def write_loop(
 def _once(
     emit: Emitter, step: Step, carries: Sequence[fx.Node], xs: Sequence[fx.Node], invariants: Sequence[fx.Node]
 ) -> list[fx.Node]:
-    only = [x.args[0] if _is_one_step(x) else emit(aten.select.int, x, 0, 0) for x in xs]
-    following, ys = step(emit, list(carries), only, list(invariants))  # type: ignore[arg-type]
+    only = [emit(aten.select.int, x, 0, 0) for x in xs]
+    following, ys = step(emit, list(carries), only, list(invariants))
     return [*following, *(emit(aten.unsqueeze.default, y, 0) for y in ys)]
-
-
-def _is_one_step(x: fx.Node) -> bool:
-    return x.target is aten.unsqueeze.default and x.args[1] == 0
 
 
 def _placeholder(graph: fx.Graph, emit: Emitter, kind: str, outer: fx.Node, step_of: bool) -> fx.Node:

@@ -29,7 +29,8 @@ class Lowering:
     would not be right or not run. ``why`` says what the form is. ``domains`` are the
     ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it. ``opset`` is the
     first ONNX opset with the operators it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "".
-    ``single`` writes a single step of it directly, where that is faster; ``timed`` is the argument with time at axis 0.
+    ``short`` names forms that are faster for at most ``most`` steps: the first that the target has is taken for those, chosen
+    in the graph; ``timed`` is the argument with time at axis 0.
     """
 
     op: str
@@ -39,7 +40,8 @@ class Lowering:
     domains: frozenset[str] = frozenset()
     opset: int = 18
     cpu_only: Callable[[fx.Node], str] = lambda node: ""
-    single: Callable[[Emitter, fx.Node], list[fx.Node]] | None = None
+    short: tuple[str, ...] = ()
+    most: int = 0
     timed: str = ""
 
 
@@ -57,8 +59,3 @@ def size_of(emit: Emitter, node: fx.Node, axis: int) -> Any:
     """A size of ``node``, an int or a node."""
     size = node.meta["val"].shape[axis]
     return size if isinstance(size, int) else emit(aten.sym_size.int, node, axis)
-
-
-def first_step(emit: Emitter, x: fx.Node | None) -> fx.Node | None:
-    """[trip, ...] cut to its first step, [1, ...]."""
-    return None if x is None else emit(aten.unsqueeze.default, emit(aten.select.int, x, 0, 0), 0)

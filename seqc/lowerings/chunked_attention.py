@@ -25,7 +25,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, Step, size_of, trip_of
-from seqc.lowerings.linear_attention import single, steps
+from seqc.lowerings.linear_attention import steps
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
@@ -200,7 +200,8 @@ LOWERINGS = (
         "chunked",
         f"matrix products over chunks of {CHUNK} steps in a loop over chunks, what is left over step by step",
         chunked,
-        single=single,
+        short=("contrib", "sequential"),
+        most=CHUNK - 1,
         timed="value",
     ),
     Lowering(
@@ -208,7 +209,8 @@ LOWERINGS = (
         "chunked_delta",
         f"matrix products and a triangular inverse over chunks of {CHUNK} steps in a loop over chunks, the rest by steps",
         chunked_delta,
-        single=single,
+        short=("contrib", "sequential"),
+        most=CHUNK - 1,
         timed="value",
     ),
 )

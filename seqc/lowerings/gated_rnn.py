@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.lowerings.base import Lowering, Refused, first_step, trip_of
+from seqc.lowerings.base import Lowering, Refused, trip_of
 from seqc.lowerings.projection import projection
 from seqc.ops.gated_rnn import GATES
 from seqc.program import named_args
@@ -32,15 +32,6 @@ def native(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     args = (found.x, found.weight, recurrent, own, bias, state, cell, kind, reverse)
     written = emit(torch.ops.seqc.onnx_rnn.default, *args)
     return [emit(operator.getitem, written, i) for i in range(3)]
-
-
-def single(emit: Emitter, node: fx.Node) -> list[fx.Node]:
-    """The first step, without a loop."""
-    gates, *rest = named_args(node).values()
-    found = projection(emit, gates)
-    assert found is not None, "native refuses it"
-    first = emit(aten.linear.default, first_step(emit, found.x), found.weight, found.bias)
-    return sequential(emit, emit(node.target, first, *rest))
 
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
@@ -97,8 +88,6 @@ LOWERINGS = (
         "native",
         "the standard operator LSTM, GRU or RNN, with the input projection inside",
         native,
-        single=single,
-        timed="gates",
     ),
     Lowering(
         "seqc::gated_rnn",

@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.lowerings.base import STANDARD_DTYPES, Lowering, Refused, first_step, size_of, trip_of
+from seqc.lowerings.base import STANDARD_DTYPES, Lowering, Refused, size_of, trip_of
 from seqc.ops.linear_attention import rule_of
 from seqc.program import named_args
 from seqc.write_loop import write_loop
@@ -20,13 +20,6 @@ aten = torch.ops.aten
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """A loop over the state [batch, heads, K, V]."""
     return list(steps(emit, *named_args(node).values()))
-
-
-def single(emit: Emitter, node: fx.Node) -> list[fx.Node]:
-    """The first step, without a loop."""
-    query, key, value, state, decay, beta, _ = named_args(node).values()
-    q, k, v, g, rate = (first_step(emit, x) for x in (query, key, value, decay, beta))
-    return list(steps(emit, q, k, v, state, g, rate, False))
 
 
 def steps(

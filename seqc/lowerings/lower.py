@@ -10,8 +10,8 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
-from seqc.lowerings.by_length import by_length
 from seqc.lowerings.base import Lowering, Refused
+from seqc.lowerings.by_length import by_length
 from seqc.lowerings.table import forms_of
 from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
@@ -47,6 +47,25 @@ class Lower:
             remove_dead_code(program)
         return changes
 
+    def _check_dtype(self, node: fx.Node, what: str) -> None:
+        """Raises UnsupportedOpError where the target cannot compute in the floating-point type of ``node``."""
+        for operand in node.all_input_nodes:
+            value = operand.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                dtype = str(value.dtype).removeprefix("torch.")
+                if dtype not in self.target.dtypes:
+                    raise UnsupportedOpError(
+                        f"{what} computes in {dtype}, for which target {self.target.name!r} has no kernels: "
+                        "convert the model with .float() or .half()"
+                    )
+
+    def _for_few(self, form: Lowering, forms: tuple[Lowering, ...]) -> list[Lowering]:
+        """The forms to try instead of ``form`` for few steps."""
+        if self.target.avoids_loops:
+            return []
+        named = {other.name: other for other in forms if other.domains <= set(self.target.domains)}
+        return [named[name] for name in form.short if name in named]
+
     @property
     def _caveat(self) -> str:
         return "" if self.target.measured else f"; not measured on {self.target.name!r}"
@@ -55,6 +74,7 @@ class Lower:
         where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
         forced = self.forced.get(short)
+        self._check_dtype(node, f"{short} at {where}")
         refusals = []
         weights = program.weight_nodes if emit.gm is program.graph_module else []
         for form in forms:
@@ -69,9 +89,12 @@ class Lower:
                     raise Refused(f"it needs opset {form.opset}, not {opset}")
                 if not self.target.on_cpu and (why := form.cpu_only(node)):
                     raise Refused(why)
-                chosen = form.single is not None and forced is None and not self.target.avoids_loops
+                others = [] if forced is not None else self._for_few(form, forms)
                 with emit.before(node):
-                    results = by_length(emit, node, form, weights) if chosen else form.write(emit, node)
+                    if others:
+                        results, few = by_length(emit, node, form, others, weights)
+                    else:
+                        results, few = form.write(emit, node), ""
             except Refused as reason:
                 emit.undo(mark)
                 refusals.append(f"{form.name}: {reason}")
@@ -80,8 +103,9 @@ class Lower:
                 reader.replace_all_uses_with(results[int(reader.args[1])])  # type: ignore[arg-type]
                 node.graph.erase_node(reader)
             node.graph.erase_node(node)
+            short_ones = f", but {few} for at most {form.most} steps" if few else ""
             refused = f" ({'; '.join(refusals)})" if refusals else ""
-            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{'; a single step is written directly' if chosen else ''}{self._caveat}{refused}")
+            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{short_ones}{self._caveat}{refused}")
             return
         raise UnsupportedOpError(
             f"{short} at {where} has no form for target {self.target.name!r}: {'; '.join(refusals)}"

@@ -3,7 +3,8 @@
 ``python -m tests.benchmarks.scans [--lengths 1 64 512 2048 8192] [--rounds 7] [--only NAME ...]``
 
 Batch 1, float32, two threads, all forms of a row interleaved in one process, medians. A cell holds milliseconds and, in
-brackets, how many times slower than the best form of the row it is; ``*`` marks the form that seqc chooses.
+brackets, how many times slower than the best form of the row it is. The first column is what seqc chooses, which may go
+by length; ``torch`` is the op as a loop in eager PyTorch, ``C++`` a fused loop compiled at run time (:mod:`fused`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from seqc.lowerings.lower import Lower
 from seqc.ops.gated_rnn import GATES
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
+from tests.benchmarks import fused
 from tests.benchmarks.timing import medians
 
 THREADS = 2
@@ -46,13 +48,15 @@ class Calls(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A recurrence of a real model's size: the op, and inputs of which those in ``timed`` have time as axis ``axis``."""
+    """A recurrence of a real model's size: the op, and inputs of which those in ``timed`` have time as axis
+    ``axis``; ``fused`` is it as one loop in C++, where there is one."""
 
     op: str
     function: Callable[..., Tensors]
     inputs: Callable[[int], Tensors]
     timed: tuple[int, ...]
     axis: int = 0
+    fused: Callable[..., Tensors] | None = None
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -116,31 +120,37 @@ def _cells(width: int) -> Callable[[int], Tensors]:
 
 ops = torch.ops.seqc
 CASES = {
-    "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1)),
-    "selective scan, 1536 x 16": Case("selective_scan", ops.selective_scan, _mamba, (0, 1, 3, 4)),
+    "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1), fused=fused.linear_scan),
+    "selective scan, 1536 x 16": Case(
+        "selective_scan", ops.selective_scan, _mamba, (0, 1, 3, 4), fused=fused.selective_scan
+    ),
     "scalar decay, 24 heads, 128 x 64, shared keys": Case(
         "linear_attention",
         lambda q, k, v, s, g, beta: ops.linear_attention(q, k, v, s, g, None),
         _attention(24, 128, 64, True),
         (0, 1, 2, 4, 5),
+        fused=fused.gated_attention,
     ),
     "scalar decay, 8 heads, 64 x 64": Case(
         "linear_attention",
         lambda q, k, v, s, g, beta: ops.linear_attention(q, k, v, s, g, None),
         _attention(8, 64, 64, False),
         (0, 1, 2, 4, 5),
+        fused=fused.gated_attention,
     ),
     "softmax scan, 8 heads of 64": Case(
         "softmax_scan",
         lambda s, v, d, m, u, w: _ratio(ops.softmax_scan(s, v, None, m, u, w)),
         _softmax((8, 1), (8, 64)),
         (0, 1),
+        fused=fused.weighted_mean(False),
     ),
     "softmax scan, 1024 channels, with decay": Case(
         "softmax_scan",
         lambda *given: _ratio(ops.softmax_scan(*given)),
         _softmax((1024,), (1024,)),
         (0, 1),
+        fused=fused.weighted_mean(True),
     ),
     "gated delta, 16 heads, 128 x 128": Case(
         "linear_attention",
@@ -181,6 +191,8 @@ def row(case: Case, sessions: dict[str, onnxruntime.InferenceSession], length: i
         feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=True)}
         candidates[form] = lambda s=session, f=feeds: s.run(None, f)
     candidates["torch"] = lambda: case.function(*given)
+    if case.fused is not None and fused.library() is not None:
+        candidates["C++"] = lambda: case.fused(*given)
     return medians(candidates, rounds)
 
 
@@ -199,14 +211,14 @@ def main() -> None:
         sessions = {form: pair[0] for form, pair in found.items() if pair is not None}
         chosen = compiled(case, None)
         assert chosen is not None
+        sessions = {f"chosen ({chosen[1]})": chosen[0], **sessions}
         print(name)
         for length in options.lengths:
             times = row(case, sessions, length, options.rounds)
             best = min(times[form] for form in sessions)
-            cells = [
-                f"{form}{'*' if form == chosen[1] else ''} {1e3 * t:.3f} ms ({t / best:.2f}x)"
-                for form, t in times.items()
-            ]
+            cells = [f"{form} {1e3 * t:.3f} ms ({t / best:.2f}x)" for form, t in times.items()]
+            if case.fused is not None and fused.library() is None:
+                cells.append("C++ not compiled: no g++ here")
             print(f"  length {length:5d}: {'; '.join(cells)}", flush=True)
 
 
