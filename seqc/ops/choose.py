@@ -50,8 +50,8 @@ def choice(node: fx.Node) -> Choice:
     """The arguments of a choose node by name."""
     short, long, size, most, operands = node.args
     owner: Any = node.graph.owning_module
-    bodies = [owner.get_submodule(str(attr.target)) for attr in (short, long)]  # type: ignore[union-attr]
-    return Choice(*bodies, size, most, tuple(operands))  # type: ignore[arg-type]
+    first, second = (owner.get_submodule(str(attr.target)) for attr in (short, long))  # type: ignore[union-attr]
+    return Choice(first, second, size, most, tuple(operands))  # type: ignore[arg-type]
 
 
 def is_choice(node: fx.Node) -> bool:
