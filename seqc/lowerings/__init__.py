@@ -12,6 +12,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("conv", "contrib"),
+    "recurrence": ("loop",),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""

@@ -12,6 +12,7 @@ from seqc.lowerings import (
     linear_scan,
     parallel_attention,
     prefix,
+    recurrence,
     selective_scan,
     softmax_scan,
 )
@@ -30,6 +31,7 @@ _ALL = {
         gated_rnn,
         softmax_scan,
         causal_conv,
+        recurrence,
     )
     for form in module.LOWERINGS
 }
