@@ -20,7 +20,7 @@ def kind_of(loop: Loop, index: int) -> str:
     One of: affine, element by element (several states: in blocks of one element of each, as complex numbers are); affine,
     with elements mixed; not linear, element by element; not linear.
     """
-    group = _coupled(loop, index)
+    (group,) = [g for g in groups(loop) if index in g]
     several = f", {len(group)} coupled states" if len(group) > 1 else ""
     terms = Terms(loop.body, [loop.carries[i][1] for i in group], loop.emit.mode)
     try:
@@ -30,15 +30,15 @@ def kind_of(loop: Loop, index: int) -> str:
     return f"affine, {'each element by itself' if _diagonal(terms, forms) else 'with elements mixed'}{several}"
 
 
-def _coupled(loop: Loop, index: int) -> list[int]:
-    """The carries that depend, from step to step, on carry ``index`` and it on them."""
+def groups(loop: Loop) -> list[list[int]]:
+    """The carries in groups that depend on each other from step to step; each group after those that it depends on."""
     inner = [carry for _, carry in loop.carries]
     graph = nx.DiGraph()
     graph.add_nodes_from(range(len(inner)))
     for i, following in enumerate(loop.next_carries):
         graph.add_edges_from((inner.index(carry), i) for carry in loop.carries_behind(following))
-    (group,) = [c for c in nx.strongly_connected_components(graph) if index in c]
-    return sorted(group)
+    coupled = nx.condensation(graph)
+    return [sorted(coupled.nodes[c]["members"]) for c in nx.lexicographical_topological_sort(coupled)]
 
 
 def _diagonal(terms: Terms, forms: Sequence[Form]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from seqc.lowerings import (
     FIRST_WITHOUT_LOOPS,
     FORMS,
+    blocked,
     causal_conv,
     chunked_attention,
     gated_rnn,
@@ -32,6 +33,7 @@ _ALL = {
         softmax_scan,
         causal_conv,
         recurrence,
+        blocked,
     )
     for form in module.LOWERINGS
 }
