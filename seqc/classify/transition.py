@@ -108,10 +108,15 @@ class _Writer:
         size = int(state.meta["val"].shape[self.axis])
         if read == written:
             rows = self._product(term, [*others, written, self.terms.label(1)])
-            return self.emit(aten.mul.Tensor, rows, self.emit(aten.eye.default, size, dtype=self.dtype))
+            return self.emit(aten.mul.Tensor, rows, self._diagonal(size))
         matrix = self._product(term, [*others, written, self.terms.label(1) if read is None else read])
         sizes = [-1] * len(others) + [int(self.terms.sizes[written]), size]
         return self.emit(aten.expand.default, matrix, sizes)
+
+    def _diagonal(self, size: int) -> fx.Node:
+        """Ones on the diagonal."""
+        lower = self.emit(aten.tril.default, self.emit(aten.ones.default, [size, size], dtype=self.dtype))
+        return self.emit(aten.sub.Tensor, lower, self.emit(aten.tril.default, lower, -1))
 
     def _product(self, term: Term, order: list[Label]) -> fx.Node:
         """``term`` with an axis for each label of ``order``; summed over the labels that are none of them."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ def blocked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """Every result of the loop ``node``. Raises Refused where a state's update is not affine in it, and says which."""
     loop = Loop(emit.gm, node, emit.mode)
     loop.emit = emit
+    if not loop.carries:
+        raise Refused("it has no state")
     known: list[Terms] = []
     try:
         found = []
@@ -85,6 +88,25 @@ def _is_constant(loop: Loop, found: Transition) -> bool:
     """Whether the transition is the same in each step."""
     varying = {inner for _, inner in (*loop.carries, *loop.xs)}
     return not ancestors(found.nodes) & varying
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What was written for one step. Others differ in their inputs alone: no shape has to be found again."""
+
+    inputs: list[fx.Node]
+    nodes: list[fx.Node]
+    outputs: list[fx.Node]
+
+    def again(self, emit: Emitter, inputs: list[fx.Node]) -> list[fx.Node]:
+        """Write the step of other ``inputs``; returns its outputs."""
+        new = dict(zip(self.inputs, inputs, strict=True))
+        for node in self.nodes:
+            if any(n in new for n in node.all_input_nodes):
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: new.get(n, n))
+                with emit.of(node):
+                    new[node] = emit.written(node.target, args, node.meta["val"], kwargs)
+        return [new.get(node, node) for node in self.outputs]
 
 
 class _Walk:
@@ -171,22 +193,42 @@ class _Walk:
         The states ``kept`` do not change at padded steps.
         """
         needed = self._needed(list(starts), read)
-        valid = self._steps(self.emit(aten.full.default, [self.trip], 1.0)) if kept else []
-        states, found = dict(starts), []
+        valid = [self._steps(self.emit(aten.full.default, [self.trip], 1.0))] if kept else []
+        states, found = list(starts.values()), []
+        written: _Step | None = None
         for i in self.order:
-            known = {self.loop.carries[k][1]: Value(x, True) for k, x in states.items()}
-            known |= {inner: Value(steps[i], True) for inner, steps in self.xs.items()}
-            self.outside.known = known | self.fixed
-            for n in needed:
-                self._write(n)
-            following = {k: self._every(self.loop.next_carries[k]) for k in states}
-            for k in kept:
-                shape = [-1] + [1] * (following[k].meta["val"].dim() - 1)
-                real = self.emit(aten.gt.Scalar, self.emit(aten.reshape.default, valid[i], shape), 0)
-                following[k] = self.emit(aten.where.self, real, following[k], states[k])
-            found.append([self._every(value) for value in read])
-            states = following
-        return states, found
+            inputs = [*states, *(steps[i] for steps in self.xs.values()), *(steps[i] for steps in valid)]
+            if written is None or len(set(written.inputs)) < len(inputs):
+                mark = self.emit.mark()
+                outputs = self._step(dict(zip(starts, inputs, strict=False)), i, needed, read, kept, inputs[-1])
+                written = _Step(inputs, self.emit.since(mark), outputs)
+            else:
+                outputs = written.again(self.emit, inputs)
+            states = outputs[: len(starts)]
+            found.append(outputs[len(starts) :])
+        return dict(zip(starts, states, strict=True)), found
+
+    def _step(
+        self,
+        states: dict[int, fx.Node],
+        i: int,
+        needed: Sequence[fx.Node],
+        read: Sequence[fx.Node],
+        kept: Sequence[int],
+        valid: fx.Node,
+    ) -> list[fx.Node]:
+        """The states behind step ``i`` of each block, then the values ``read``."""
+        known = {self.loop.carries[k][1]: Value(x, True) for k, x in states.items()}
+        known |= {inner: Value(steps[i], True) for inner, steps in self.xs.items()}
+        self.outside.known = known | self.fixed
+        for n in needed:
+            self._write(n)
+        following = {k: self._every(self.loop.next_carries[k]) for k in states}
+        for k in kept:
+            shape = [-1] + [1] * (following[k].meta["val"].dim() - 1)
+            real = self.emit(aten.gt.Scalar, self.emit(aten.reshape.default, valid, shape), 0)
+            following[k] = self.emit(aten.where.self, real, following[k], states[k])
+        return [*following.values(), *(self._every(value) for value in read)]
 
     def _write(self, node: fx.Node) -> None:
         """Let ``node`` of the body be known outside, for this step of every block."""

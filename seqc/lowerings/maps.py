@@ -14,7 +14,6 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.lowerings.base import size_of
 
 aten = torch.ops.aten
 
@@ -133,12 +132,11 @@ class Maps:
 
     def _shifted(self, x: fx.Node, distance: int, count: Any, reverse: bool) -> fx.Node:
         """``x`` [count, ...] as it was ``distance`` blocks before, 0 where there was none."""
-        emit = self.emit
-        rest = [size_of(emit, x, axis) for axis in range(1, x.meta["val"].dim())]
-        zeros = emit(aten.full.default, [distance, *rest], 0.0, dtype=x.meta["val"].dtype)
+        emit, others = self.emit, [0, 0] * (x.meta["val"].dim() - 1)
         if reverse:
-            return emit(aten.slice.Tensor, emit(aten.cat.default, [x, zeros], 0), 0, distance, 2**63 - 1)
-        return emit(aten.slice.Tensor, emit(aten.cat.default, [zeros, x], 0), 0, 0, count)
+            padded = emit(aten.constant_pad_nd.default, x, [*others, 0, distance])
+            return emit(aten.slice.Tensor, padded, 0, distance, 2**63 - 1)
+        return emit(aten.slice.Tensor, emit(aten.constant_pad_nd.default, x, [*others, distance, 0]), 0, 0, count)
 
     def _where(self, condition: fx.Node, yes: fx.Node, no: fx.Node) -> fx.Node:
         shape = [-1] + [1] * (no.meta["val"].dim() - 1)
