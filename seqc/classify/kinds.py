@@ -25,9 +25,16 @@ def kind_of(loop: Loop, index: int) -> str:
     terms = Terms(loop.body, [loop.carries[i][1] for i in group], loop.emit.mode)
     try:
         forms = [terms.form(loop.next_carries[i]) for i in group]
+        return f"affine, {'each element by itself' if _diagonal(terms, forms) else 'with elements mixed'}{several}"
     except NotMultilinear:
         return f"not linear, {'each element by itself' if _pointwise(loop, group) else 'with elements mixed'}{several}"
-    return f"affine, {'each element by itself' if _diagonal(terms, forms) else 'with elements mixed'}{several}"
+    finally:
+        terms.emit.undo(0)
+
+
+def kinds_of(loop: Loop) -> str:
+    """What each group of states computes, in words."""
+    return "; ".join(dict.fromkeys(kind_of(loop, group[0]) for group in groups(loop))) or "without a state"
 
 
 def groups(loop: Loop) -> list[list[int]]:

@@ -22,7 +22,7 @@ import torch.fx as fx
 from seqc import _torch
 from seqc.batch import Value
 from seqc.classify.forms import NotMultilinear
-from seqc.classify.kinds import groups
+from seqc.classify.kinds import groups, kinds_of
 from seqc.classify.terms import Terms
 from seqc.classify.transition import Transition, transition
 from seqc.dependence import ancestors
@@ -316,11 +316,16 @@ def _like(entries: Entries, nodes: Sequence[fx.Node]) -> Entries:
     return tuple(tuple(None if entry is None else next(following) for entry in row) for row in entries)
 
 
+def _why(node: fx.Node) -> str:
+    kinds = kinds_of(Loop(node.graph.owning_module, node, None))  # type: ignore[arg-type]
+    return f"{kinds}: blocks of {BLOCK} unrolled steps, taken twice, and a prefix scan over the blocks, no loop"
+
+
 LOWERINGS = (
     Lowering(
         "seqc::recurrence",
         "blocked",
-        f"affine in its states: blocks of {BLOCK} unrolled steps, taken twice, and a prefix scan over the blocks, no loop",
+        _why,
         blocked,
         confirmed_over=2 * BLOCK + 1,
     ),

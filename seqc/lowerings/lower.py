@@ -71,7 +71,8 @@ class Lower:
                 refusals.append(f"{form.name}: {reason}")
                 continue
             refused = f" ({'; '.join(refusals)})" if refusals else ""
-            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{refused}")
+            why = form.why if isinstance(form.why, str) else form.why(node)
+            program.reasons.append(f"{where}: {short} as {form.name}: {why}{refused}")
             if results is None:
                 return False
             for reader in list(node.users):

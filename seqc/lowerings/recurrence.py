@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch.fx as fx
 
+from seqc.classify.kinds import kinds_of
 from seqc.emit import Emitter
+from seqc.loop import Loop
 from seqc.lowerings.base import Lowering
 
 
@@ -12,4 +14,8 @@ def loop(emit: Emitter, node: fx.Node) -> None:
     """The node stays: what executes the graph runs it step by step."""
 
 
-LOWERINGS = (Lowering("seqc::recurrence", "loop", "a loop over single steps", loop),)
+def _why(node: fx.Node) -> str:
+    return f"{kinds_of(Loop(node.graph.owning_module, node, None))}: a loop over single steps"  # type: ignore[arg-type]
+
+
+LOWERINGS = (Lowering("seqc::recurrence", "loop", _why, loop),)
