@@ -13,6 +13,7 @@ from seqc import _torch
 from seqc.batch import Value
 from seqc.classify.forms import TIME, Factor, Label, NotMultilinear, Term
 from seqc.classify.terms import Terms
+from seqc.emit import Emitter
 from seqc.outside import Outside
 
 aten = torch.ops.aten
@@ -161,17 +162,7 @@ class Operands:
         return Value(node, batched)
 
     def ordered(self, node: fx.Node, labels: Sequence[Label | None], order: Sequence[Label]) -> fx.Node:
-        """``node`` with one axis per label of ``order``, of size 1 where it has none."""
-        present = [label for label in labels if label is not None]
-        for axis in reversed([i for i, label in enumerate(labels) if label is None]):
-            node = self.emit(aten.squeeze.dim, node, axis)
-        dims = [present.index(label) for label in order if label in present]
-        if dims != sorted(dims):
-            node = self.emit(aten.permute.default, node, dims)
-        for i, label in enumerate(order):
-            if label not in present:
-                node = self.emit(aten.unsqueeze.default, node, i)
-        return node
+        return ordered(self.emit, node, labels, order)
 
     def _times(self, a: Value, b: Value) -> Value:
         return Value(self.emit(aten.mul.Tensor, a.node, b.node), a.batched or b.batched)
@@ -179,3 +170,17 @@ class Operands:
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.outside.loop.carries[0][1].meta["val"].dtype
         return dtype
+
+
+def ordered(emit: Emitter, node: fx.Node, labels: Sequence[Label | None], order: Sequence[Label]) -> fx.Node:
+    """``node`` with one axis per label of ``order``, of size 1 where it has none."""
+    present = [label for label in labels if label is not None]
+    for axis in reversed([i for i, label in enumerate(labels) if label is None]):
+        node = emit(aten.squeeze.dim, node, axis)
+    dims = [present.index(label) for label in order if label in present]
+    if dims != sorted(dims):
+        node = emit(aten.permute.default, node, dims)
+    for i, label in enumerate(order):
+        if label not in present:
+            node = emit(aten.unsqueeze.default, node, i)
+    return node

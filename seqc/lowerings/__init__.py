@@ -12,6 +12,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("standard", "chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("standard", "conv", "contrib"),
+    "recurrence": ("loop", "blocked"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
@@ -20,6 +21,7 @@ FIRST_WITHOUT_LOOPS: dict[str, str] = {
     "linear_scan": "prefix",
     "selective_scan": "prefix",
     "linear_attention": "parallel_chunks",
+    "recurrence": "blocked",
 }
 """The form to try first where a target runs a loop as a kernel for each operation of each step."""
 

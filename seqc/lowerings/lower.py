@@ -8,11 +8,14 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from seqc import _torch
+from seqc.classify.confirm import largest_error_between
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
 from seqc.lowerings.base import Lowering, Refused
 from seqc.lowerings.by_length import by_length
 from seqc.lowerings.table import forms_of
+from seqc.ops.recurrence import is_recurrence, parts
 from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.target import Target
@@ -40,9 +43,10 @@ class Lower:
         for gm in program.graph_modules():
             emit = Emitter(gm, program.fake_mode)
             for node in list(gm.graph.nodes):
+                if is_recurrence(node) and gm is not program.graph_module:
+                    continue  # what stands in a loop's body stays in it
                 if forms := forms_of(_op_name(node), self.target):
-                    self._lower(program, emit, node, forms)
-                    changes += 1
+                    changes += self._lower(program, emit, node, forms)
         if changes:
             remove_dead_code(program)
         return changes
@@ -70,7 +74,8 @@ class Lower:
     def _caveat(self) -> str:
         return "" if self.target.measured else f"; not measured on {self.target.name!r}"
 
-    def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> None:
+    def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> bool:
+        """Whether ``node`` was written in another form."""
         where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
         forced = self.forced.get(short)
@@ -91,27 +96,48 @@ class Lower:
                     raise Refused(why)
                 others = [] if forced is not None else self._for_few(form, forms)
                 with emit.before(node):
+                    results: list[fx.Node] | None
                     if others:
                         results, few = by_length(emit, node, form, others, weights)
                     else:
                         results, few = form.write(emit, node), ""
+                if results is not None and form.confirmed_over is not None:
+                    _confirm(program, node, results, form)
             except Refused as reason:
                 emit.undo(mark)
                 refusals.append(f"{form.name}: {reason}")
                 continue
+            refused = f" ({'; '.join(refusals)})" if refusals else ""
+            why = form.why if isinstance(form.why, str) else form.why(node)
+            short_ones = f", but {few} for at most {form.most} steps" if few else ""
+            program.reasons.append(f"{where}: {short} as {form.name}: {why}{short_ones}{self._caveat}{refused}")
+            if results is None:
+                return False
             for reader in list(node.users):
                 reader.replace_all_uses_with(results[int(reader.args[1])])  # type: ignore[arg-type]
                 node.graph.erase_node(reader)
             node.graph.erase_node(node)
-            short_ones = f", but {few} for at most {form.most} steps" if few else ""
-            refused = f" ({'; '.join(refusals)})" if refusals else ""
-            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{short_ones}{self._caveat}{refused}")
-            return
+            return True
         raise UnsupportedOpError(
             f"{short} at {where} has no form for target {self.target.name!r}: {'; '.join(refusals)}"
         )
 
 
+def _confirm(program: Program, node: fx.Node, results: list[fx.Node], form: Lowering) -> None:
+    """Compare ``results`` with those of the loop ``node`` by numbers. Raises Refused where they differ."""
+    loop = parts(node)
+    pairs = [(reader, results[int(reader.args[1])]) for reader in node.users]  # type: ignore[arg-type]
+    boundary = [*loop.carries, *loop.xs, *loop.invariants]
+    trip = loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip
+    assert form.confirmed_over is not None
+    steps = _torch.size_expr(trip)
+    error = largest_error_between(pairs, boundary, program.weights, steps, form.confirmed_over)
+    if not error <= form.agreement:
+        raise Refused(f"it differs by {error:.1e} on random numbers")
+
+
 def _op_name(node: fx.Node) -> str:
     target = node.target
+    if is_recurrence(node):
+        return "seqc::recurrence"
     return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""

@@ -6,6 +6,7 @@ from seqc.lowerings import (
     FIRST_WITHOUT_LOOPS,
     FORMS,
     OWN_WITHOUT_LOOPS,
+    blocked,
     causal_conv,
     chunked_attention,
     gated_rnn,
@@ -13,6 +14,7 @@ from seqc.lowerings import (
     linear_scan,
     parallel_attention,
     prefix,
+    recurrence,
     selective_scan,
     softmax_scan,
 )
@@ -31,6 +33,8 @@ _ALL = {
         gated_rnn,
         softmax_scan,
         causal_conv,
+        recurrence,
+        blocked,
     )
     for form in module.LOWERINGS
 }
