@@ -8,7 +8,7 @@ from __future__ import annotations
 FORMS: dict[str, tuple[str, ...]] = {
     "linear_scan": ("sequential", "prefix"),
     "selective_scan": ("channels_last", "prefix"),
-    "softmax_scan": ("contrib", "sequential"),
+    "softmax_scan": ("contrib", "sequential", "prefix"),
     "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("conv", "contrib"),
@@ -19,6 +19,7 @@ because the command line lists them where torch is not installed."""
 FIRST_WITHOUT_LOOPS: dict[str, str] = {
     "linear_scan": "prefix",
     "selective_scan": "prefix",
+    "softmax_scan": "prefix",
     "linear_attention": "parallel_chunks",
 }
 """The form to try first where a target runs a loop as a kernel for each operation of each step."""

@@ -7,8 +7,8 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, size_of
+from seqc.lowerings.blocks import Blocks
 from seqc.lowerings.chunked_attention import CHUNK, Decays, chunks, times, triangles
-from seqc.lowerings.prefix import Blocks
 from seqc.program import named_args
 
 aten = torch.ops.aten
