@@ -9,17 +9,17 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_scan": ("sequential", "prefix"),
     "selective_scan": ("channels_last", "prefix"),
     "softmax_scan": ("contrib", "sequential", "prefix"),
-    "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
+    "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks", "parallel_delta"),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("conv", "contrib"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
 
-FIRST_WITHOUT_LOOPS: dict[str, str] = {
-    "linear_scan": "prefix",
-    "selective_scan": "prefix",
-    "softmax_scan": "prefix",
-    "linear_attention": "parallel_chunks",
+FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
+    "linear_scan": ("prefix",),
+    "selective_scan": ("prefix",),
+    "softmax_scan": ("prefix",),
+    "linear_attention": ("parallel_chunks", "parallel_delta"),
 }
-"""The form to try first where a target runs a loop as a kernel for each operation of each step."""
+"""The forms to try first where a target runs a loop as a kernel for each operation of each step."""

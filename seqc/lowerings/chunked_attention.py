@@ -25,7 +25,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, Step, size_of, trip_of
-from seqc.lowerings.linear_attention import steps
+from seqc.lowerings.linear_attention import both_ways, steps
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
@@ -41,6 +41,7 @@ _BASE = 8
 _LOG_ZERO = -1e30
 
 
+@both_ways
 def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """The rules without an update rate."""
     if named_args(node)["beta"] is not None:
@@ -48,6 +49,7 @@ def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     return _whole_chunks_and_rest(emit, node)
 
 
+@both_ways
 def chunked_delta(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """The delta rules."""
     if named_args(node)["beta"] is None:
@@ -56,11 +58,9 @@ def chunked_delta(emit: Emitter, node: fx.Node) -> list[fx.Node]:
 
 
 def _whole_chunks_and_rest(emit: Emitter, node: fx.Node) -> list[fx.Node]:
-    query, key, value, state, decay, beta, reverse = named_args(node).values()
+    query, key, value, state, decay, beta, _ = named_args(node).values()
     if decay is not None and decay.meta["val"].shape[3] != 1:
         raise Refused("a decay for each key dimension")
-    if reverse:
-        raise Refused("it walks forward only")
     dtype = value.meta["val"].dtype
     if dtype not in (torch.float32, torch.float64):
         raise Refused(f"sums over a chunk lose too much in {dtype}")

@@ -10,11 +10,15 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
+from seqc.lowerings.reverse import flipped
 from seqc.ops.linear_attention import rule_of
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
+
+
+both_ways = flipped(("query", "key", "value", "decay", "beta"), walked=1)
 
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
@@ -48,12 +52,11 @@ def steps(
     return out, final
 
 
+@both_ways
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """ONNX Runtime's LinearAttention, which takes [batch, trip, heads * size]."""
-    query, key, value, state, decay, beta, reverse = named_args(node).values()
+    query, key, value, state, decay, beta, _ = named_args(node).values()
     assert isinstance(value, fx.Node) and isinstance(state, fx.Node)
-    if reverse:
-        raise Refused("com.microsoft.LinearAttention walks forward only")
     if value.meta["val"].dtype != torch.float32:
         raise Refused(f"com.microsoft.LinearAttention has no {value.meta['val'].dtype} kernel on the CPU")
     heads = state.meta["val"].shape[1]

@@ -11,6 +11,7 @@ from seqc.emit import Emitter
 from seqc.lowerings import linear_attention
 from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
 from seqc.lowerings.blocks import BLOCK, Blocks
+from seqc.lowerings.reverse import flipped
 from seqc.program import named_args
 from seqc.verify import same_shape
 from seqc.write_loop import write_loop
@@ -102,9 +103,10 @@ def weights(emit: Emitter, before: fx.Node, score: fx.Node) -> tuple[fx.Node, fx
     return top, old, new
 
 
+@flipped(("score", "value", "decay"), walked=_STATES)
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """The maxima in a loop of their own; known, they make a linear attention with one key of the rest."""
-    score, value, decay, top, numerator, denominator, reverse = named_args(node).values()
+    score, value, decay, top, numerator, denominator, _ = named_args(node).values()
     sizes, values = top.meta["val"].shape, numerator.meta["val"].shape
     if len(sizes) not in (2, 3) or sizes[-1] != 1 or values[-1] in (0, 1) or not same_shape(sizes[:-1], values[:-1]):
         raise Refused("it takes one score for each head of several values")
@@ -120,7 +122,7 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         return [following], [before, following]
 
     xs = [score, *([decay] if decay is not None and not constant else [])]
-    last, before, tops = write_loop(emit, step, trip_of(emit, score), [top], xs, fixed, bool(reverse))
+    last, before, tops = write_loop(emit, step, trip_of(emit, score), [top], xs, fixed)
     finite = emit(aten.clamp_min.default, tops, torch.finfo(tops.meta["val"].dtype).min)
     kept = emit(aten.sub.Tensor, before, finite)
     key = emit(aten.exp.default, emit(aten.sub.Tensor, score, finite))
@@ -132,7 +134,7 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         query, key, added, kept = (emit(aten.unsqueeze.default, x, 2) for x in (query, key, added, kept))
         state = emit(aten.unsqueeze.default, state, 1)
     attention = torch.ops.seqc.linear_attention.default
-    sums, final = linear_attention.contrib(emit, emit(attention, query, key, added, state, kept, None, bool(reverse)))
+    sums, final = linear_attention.contrib(emit, emit(attention, query, key, added, state, kept, None))
     final = emit(aten.squeeze.dim, final, -2)
     if len(sizes) == 2:
         sums, final = emit(aten.squeeze.dim, sums, 2), emit(aten.squeeze.dim, final, 1)
