@@ -99,7 +99,7 @@ def turned(scan: fx.Node) -> tuple[Any, ...]:
 
 def _pointwise(node: fx.Node, mirrored: Mirrored) -> int:
     rank = node.meta["val"].dim()
-    axes = {mirrored[x] + rank - x.meta["val"].dim() for x in node.all_input_nodes if x in mirrored}
+    axes = {mirrored[x] + rank - int(x.meta["val"].dim()) for x in node.all_input_nodes if x in mirrored}
     if len(axes) > 1:
         raise Mixed("reads steps along two axes")
     (axis,) = axes
@@ -159,8 +159,8 @@ def _along_others(node: fx.Node, source: fx.Node, axis: int) -> int:
 
 
 def _inserted(node: fx.Node, source: fx.Node, axis: int) -> int:
-    place = int(named_args(node)["dim"]) % (source.meta["val"].dim() + 1)
-    return axis + (place <= axis)
+    place = int(named_args(node)["dim"]) % (int(source.meta["val"].dim()) + 1)
+    return axis + int(place <= axis)
 
 
 def _permuted(node: fx.Node, source: fx.Node, axis: int) -> int:
