@@ -99,7 +99,7 @@ def turned(scan: fx.Node) -> tuple[Any, ...]:
 
 def _pointwise(node: fx.Node, mirrored: Mirrored) -> int:
     rank = node.meta["val"].dim()
-    axes = {mirrored[x] + rank - int(x.meta["val"].dim()) for x in node.all_input_nodes if x in mirrored}
+    axes: set[int] = {mirrored[x] + rank - int(x.meta["val"].dim()) for x in node.all_input_nodes if x in mirrored}
     if len(axes) > 1:
         raise Mixed("reads steps along two axes")
     (axis,) = axes
