@@ -8,6 +8,7 @@ from seqc.passes.causal_conv import CausalConv
 from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.fold_constants import FoldConstants
 from seqc.passes.fuse_discretization import FuseDiscretization
+from seqc.passes.fuse_flips import FuseFlips
 from seqc.passes.hoist import Hoist
 from seqc.passes.sink import Sink
 from seqc.passes.sink_readouts import SinkReadouts
@@ -23,6 +24,7 @@ __all__ = [
     "ClassifyRecurrence",
     "FoldConstants",
     "FuseDiscretization",
+    "FuseFlips",
     "Hoist",
     "Sink",
     "SinkReadouts",
@@ -48,6 +50,7 @@ DEFAULT: tuple[Pass, ...] = (
     Sink(),
     CausalConv(),
     ClassifyRecurrence(),
+    FuseFlips(),
 )
 """The passes that run unless told otherwise, in this order."""
 

@@ -8,8 +8,16 @@ from __future__ import annotations
 FORMS: dict[str, tuple[str, ...]] = {
     "linear_scan": ("sequential", "prefix"),
     "selective_scan": ("channels_last", "prefix"),
-    "softmax_scan": ("contrib", "sequential"),
-    "linear_attention": ("standard", "chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
+    "softmax_scan": ("contrib", "sequential", "prefix"),
+    "linear_attention": (
+        "standard",
+        "chunked",
+        "contrib",
+        "chunked_delta",
+        "sequential",
+        "parallel_chunks",
+        "parallel_delta",
+    ),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("standard", "conv", "contrib"),
     "recurrence": ("loop", "blocked"),
@@ -17,13 +25,14 @@ FORMS: dict[str, tuple[str, ...]] = {
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
 
-FIRST_WITHOUT_LOOPS: dict[str, str] = {
-    "linear_scan": "prefix",
-    "selective_scan": "prefix",
-    "linear_attention": "parallel_chunks",
-    "recurrence": "blocked",
+FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
+    "linear_scan": ("prefix",),
+    "selective_scan": ("prefix",),
+    "softmax_scan": ("prefix",),
+    "linear_attention": ("parallel_chunks", "parallel_delta"),
+    "recurrence": ("blocked",),
 }
-"""The form to try first where a target runs a loop as a kernel for each operation of each step."""
+"""The forms to try first where a target runs a loop as a kernel for each operation of each step."""
 
 OWN_WITHOUT_LOOPS: dict[str, str] = {"linear_attention": "contrib", "causal_conv": "contrib"}
 """The form to try even before that: one operator of the runtime's own, which has no loop (ONNX Runtime has kernels of both

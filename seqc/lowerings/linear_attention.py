@@ -10,11 +10,15 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import STANDARD_DTYPES, Lowering, Refused, size_of, trip_of
+from seqc.lowerings.reverse import flipped
 from seqc.ops.linear_attention import rule_of
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
+
+
+both_ways = flipped(("query", "key", "value", "decay", "beta"), walked=1)
 
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
@@ -48,6 +52,7 @@ def steps(
     return out, final
 
 
+@both_ways
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """ONNX Runtime's LinearAttention."""
     dtype = named_args(node)["value"].meta["val"].dtype
@@ -56,6 +61,7 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     return _operator(emit, node, False)
 
 
+@both_ways
 def standard(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """ONNX's LinearAttention."""
     dtype = named_args(node)["value"].meta["val"].dtype
@@ -66,10 +72,8 @@ def standard(emit: Emitter, node: fx.Node) -> list[fx.Node]:
 
 def _operator(emit: Emitter, node: fx.Node, of_onnx: bool) -> list[fx.Node]:
     """The operator LinearAttention, which takes [batch, trip, heads * size]."""
-    query, key, value, state, decay, beta, reverse = named_args(node).values()
+    query, key, value, state, decay, beta, _ = named_args(node).values()
     assert isinstance(value, fx.Node) and isinstance(state, fx.Node)
-    if reverse:
-        raise Refused("LinearAttention walks forward only")
     heads = state.meta["val"].shape[1]
     if not all(isinstance(size, int) for size in state.meta["val"].shape[1:]):
         raise Refused("LinearAttention needs fixed head counts and sizes")

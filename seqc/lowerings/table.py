@@ -50,6 +50,6 @@ assert not _ALL, f"lowerings that FORMS does not list: {list(_ALL)}"
 def forms_of(op: str, target: Target) -> tuple[Lowering, ...]:
     """The forms of ``op`` in the order in which they are tried for ``target``; none where it is no op that is lowered."""
     forms = LOWERINGS.get(op, ())
-    first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
+    first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::"), ()) if target.avoids_loops else ()
     own = OWN_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
-    return tuple(sorted(forms, key=lambda form: (form.name != own, form.name != first)))
+    return tuple(sorted(forms, key=lambda form: (form.name != own, form.name not in first)))

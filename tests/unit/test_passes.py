@@ -22,6 +22,7 @@ def test_default_passes_satisfy_the_protocol_and_are_found_by_name() -> None:
         "sink",
         "causal_conv",
         "classify_recurrence",
+        "fuse_flips",
     ]
     assert list(BY_NAME) == [p.name for p in DEFAULT]
     for step in DEFAULT:
