@@ -12,6 +12,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("conv", "contrib"),
+    "lti_scan": ("chunked", "sequential", "prefix"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
@@ -20,5 +21,6 @@ FIRST_WITHOUT_LOOPS: dict[str, str] = {
     "linear_scan": "prefix",
     "selective_scan": "prefix",
     "linear_attention": "parallel_chunks",
+    "lti_scan": "prefix",
 }
 """The form to try first where a target runs a loop as a kernel for each operation of each step."""

@@ -10,6 +10,7 @@ from seqc.lowerings import (
     gated_rnn,
     linear_attention,
     linear_scan,
+    lti_scan,
     parallel_attention,
     prefix,
     selective_scan,
@@ -30,6 +31,7 @@ _ALL = {
         gated_rnn,
         softmax_scan,
         causal_conv,
+        lti_scan,
     )
     for form in module.LOWERINGS
 }
