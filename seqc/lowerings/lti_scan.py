@@ -28,7 +28,7 @@ from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
 
-SIZES = (64, 8)
+SIZES = (64, 16)
 """Steps of a chunk; what is left over of the larger goes into the smaller, and what is left of these is walked."""
 
 # Blocks of up to this many states are multiplied element by element: thousands of tiny matrix products are slower.
@@ -41,9 +41,9 @@ _LARGEST = 1e150
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """Step by step."""
     system = System.of(emit, node)
-    state = system.packed(system.state)
+    state = system.turned(system.state)
     y, final = system.steps(system.u, state)
-    return [y, system.unpacked(final)]
+    return [y, system.turned(final)]
 
 
 def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
@@ -53,7 +53,7 @@ def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     trip = trip_of(emit, system.u)
     if isinstance(trip, int) and trip < SIZES[-1]:
         raise Refused(f"{trip} steps are no whole chunk")
-    state, rest, parts = system.packed(system.state), system.u, []
+    state, rest, parts = system.turned(system.state), system.u, []
     for size in SIZES:
         left = trip_of(emit, rest)
         if isinstance(left, int) and left < size:
@@ -73,7 +73,7 @@ def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         y, state = system.steps(rest, state)
         parts.append(y)
     y = emit(aten.cat.default, parts[::-1] if system.reverse else parts, 0)
-    return [y, system.unpacked(state)]
+    return [y, system.turned(state)]
 
 
 def prefix(emit: Emitter, node: fx.Node) -> list[fx.Node]:
@@ -86,9 +86,9 @@ def prefix(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     size = SIZES[0]
     blocks = Blocks(emit, u, size=size)
     chunks = Chunks.of(system, size, reverse=False)
-    columns = system.columns(blocks.split(u, 0.0), blocks.count, size)
-    first = emit(aten.unsqueeze.default, system.packed(system.state), 0)
-    added = system.per_chunk(chunks.added(emit, columns), blocks.count)
+    lines = system.lines(blocks.split(u, 0.0), blocks.count, size)
+    first = emit(aten.unsqueeze.default, system.turned(system.state), 0)
+    added = system.per_chunk(chunks.added(emit, lines), blocks.count)
     states = emit(aten.slice.Tensor, emit(aten.cat.default, [first, added], 0), 0, 0, blocks.count)
     distance = 1
     while distance < blocks.most:
@@ -97,8 +97,8 @@ def prefix(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         kept = system.advanced(emit, system.factors(system.power(size * distance)), before)
         states = emit(aten.add.Tensor, kept, states)
         distance *= 2
-    columns_of_states = system.all_chunks(states, blocks.count)
-    y = system.rows(chunks.out(emit, columns, columns_of_states), blocks.count, size)
+    entering = system.all_chunks(states, blocks.count)
+    y = system.steps_of(chunks.out(emit, lines, entering), blocks.count, size)
     y = blocks.joined(y, emit(aten.select.int, u, 0, 0))
     return [emit(aten.flip.default, y, [0]) if system.reverse else y, system.state]
 
@@ -119,8 +119,8 @@ def _in_a_loop(system: System, u: fx.Node, state: fx.Node, count: Any, size: int
     emit = system.emit
     chunks = Chunks.of(system, size, system.reverse)
     sizes = [size_of(emit, u, axis) for axis in (1, 2)]
-    columns = system.columns(emit(aten.reshape.default, u, [count, size, *sizes]), count, size)
-    added = system.per_chunk(chunks.added(emit, columns), count)
+    lines = system.lines(emit(aten.reshape.default, u, [count, size, *sizes]), count, size)
+    added = system.per_chunk(chunks.added(emit, lines), count)
     power = system.factors(system.power(size))
 
     def step(
@@ -130,7 +130,7 @@ def _in_a_loop(system: System, u: fx.Node, state: fx.Node, count: Any, size: int
         return [inner(aten.add.Tensor, kept, xs[0])], [inner(aten.clone.default, carries[0])]
 
     final, entering = write_loop(emit, step, count, [state], [added], power, system.reverse)
-    y = system.rows(chunks.out(emit, columns, system.all_chunks(entering, count)), count, size)
+    y = system.steps_of(chunks.out(emit, lines, system.all_chunks(entering, count)), count, size)
     whole = count * size if isinstance(count, int) else emit(operator.mul, count, size)
     return emit(aten.reshape.default, y, [whole, *sizes]), final
 
@@ -139,8 +139,9 @@ def _in_a_loop(system: System, u: fx.Node, state: fx.Node, count: Any, size: int
 class System:
     """The operands of the op, and values in the layouts in which they are multiplied.
 
-    States are held as [k, batch, channels, m] where blocks are of few states, else as [channels, m, k, batch]; the
-    columns of a product with T, F or G are chunks and batch, [channels, .., chunks * batch], states ordered [k, m].
+    States are held as [.., channels, k, m] where blocks are of few states, else as [.., channels, m, k], flat as n. Products
+    with T, F and G, transposed, are taken for all chunks of a channel: [channels, chunks * batch, steps or n]. Axes are
+    moved one at a time: others are several times slower in ONNX Runtime.
     """
 
     emit: Emitter
@@ -155,32 +156,26 @@ class System:
     @classmethod
     def of(cls, emit: Emitter, node: fx.Node) -> System:
         system = cls(emit, *named_args(node).values())
-        system._powers = {1: system.transition}
         if not all(isinstance(size, int) for size in system.transition.meta["val"].shape):
             raise Refused("the numbers of channels and states are not fixed")
         return system
 
     def __post_init__(self) -> None:
         self.channels, self.blocks, self.size, _ = self.transition.meta["val"].shape
+        self.states = self.blocks * self.size
         self.few = self.size <= _FEW
         self.batch = size_of(self.emit, self.u, 1)
-        self._powers: dict[int, fx.Node] = {}
+        self._powers: dict[int, fx.Node] = {1: self.transition}
         self._wide: dict[int, fx.Node] = {}
 
     def power(self, exponent: int) -> fx.Node:
         """A^exponent for a power of 2, [channels, m, k, k], squared in float64."""
-        emit = self.emit
         if exponent not in self._powers:
-            self._powers[exponent] = emit(
-                aten._to_copy.default,
-                emit(aten.clamp.default, self._squared(exponent), *self._range()),
-                dtype=self.transition.meta["val"].dtype,
-            )
+            dtype = self.transition.meta["val"].dtype
+            most = min(torch.finfo(dtype).max, _LARGEST)
+            finite = self.emit(aten.clamp.default, self._squared(exponent), -most, most)
+            self._powers[exponent] = self.emit(aten._to_copy.default, finite, dtype=dtype)
         return self._powers[exponent]
-
-    def _range(self) -> tuple[float, float]:
-        largest = min(torch.finfo(self.transition.meta["val"].dtype).max, _LARGEST)
-        return -largest, largest
 
     def _squared(self, exponent: int) -> fx.Node:
         if exponent not in self._wide:
@@ -194,99 +189,85 @@ class System:
         return self._wide[exponent]
 
     def factors(self, power: fx.Node) -> list[fx.Node]:
-        """``power`` as :meth:`advanced` takes it: its columns [k, 1, channels, m], or whole."""
+        """``power`` as :meth:`advanced` takes it: its columns [channels, k, m], or transposed."""
         if not self.few:
-            return [power]
-        columns = [self.emit(aten.select.int, power, 3, i) for i in range(self.size)]
-        return [self._beside(column) for column in columns]
-
-    def _beside(self, vector: fx.Node) -> fx.Node:
-        """[channels, m, k] as [k, 1, channels, m]."""
-        return self.emit(aten.unsqueeze.default, self.emit(aten.permute.default, vector, [2, 0, 1]), 1)
+            return [self.emit(aten.transpose.int, power, -1, -2)]
+        turned = self.emit(aten.permute.default, power, [0, 2, 1, 3])
+        return [self.emit(aten.select.int, turned, 3, i) for i in range(self.size)]
 
     def advanced(self, emit: Emitter, factors: list[fx.Node], state: fx.Node) -> fx.Node:
-        """A power times states, that may have axes in front of theirs."""
+        """A power times states."""
         if not self.few:
-            return emit(aten.matmul.default, factors[0], state)
+            product = emit(aten.matmul.default, emit(aten.unsqueeze.default, state, -2), factors[0])
+            return emit(aten.squeeze.dim, product, -2)
         total: fx.Node | None = None
         for i, column in enumerate(factors):
-            part = state if self.size == 1 else emit(aten.slice.Tensor, state, -4, i, i + 1)
+            part = state if self.size == 1 else emit(aten.slice.Tensor, state, -2, i, i + 1)
             product = emit(aten.mul.Tensor, column, part)
             total = product if total is None else emit(aten.add.Tensor, total, product)
         assert total is not None
         return total
 
-    def packed(self, state: fx.Node) -> fx.Node:
-        """From [batch, channels, m, k]."""
-        return self.emit(aten.permute.default, state, [3, 0, 1, 2] if self.few else [1, 2, 3, 0])
+    def turned(self, state: fx.Node) -> fx.Node:
+        """From [.., m, k] to the layout of states, and back."""
+        return self.emit(aten.transpose.int, state, -1, -2) if self.few else state
 
-    def unpacked(self, state: fx.Node) -> fx.Node:
-        """Back to [batch, channels, m, k]."""
-        return self.emit(aten.permute.default, state, [1, 2, 3, 0] if self.few else [3, 0, 1, 2])
+    def lines(self, u: fx.Node, count: Any, size: int) -> fx.Node:
+        """[chunks, size, batch, channels] as [channels, chunks * batch, size]."""
+        apart = self.emit(aten.permute.default, u, [0, 2, 1, 3])
+        flat = self.emit(aten.reshape.default, apart, [self._times(count, size), self.channels])
+        turned = self.emit(aten.permute.default, flat, [1, 0])
+        return self.emit(aten.reshape.default, turned, [self.channels, self._times(count), size])
 
-    def columns(self, u: fx.Node, count: Any, size: int) -> fx.Node:
-        """[chunks, size, batch, channels] as [channels, size, chunks * batch]."""
-        turned = self.emit(aten.permute.default, u, [3, 1, 0, 2])
-        return self.emit(aten.reshape.default, turned, [self.channels, size, self._times(count)])
-
-    def rows(self, y: fx.Node, count: Any, size: int) -> fx.Node:
+    def steps_of(self, lines: fx.Node, count: Any, size: int) -> fx.Node:
         """Back to [chunks, size, batch, channels]."""
-        split = self.emit(aten.reshape.default, y, [self.channels, size, count, self.batch])
-        return self.emit(aten.permute.default, split, [2, 1, 3, 0])
+        flat = self.emit(aten.reshape.default, lines, [self.channels, self._times(count, size)])
+        turned = self.emit(aten.permute.default, flat, [1, 0])
+        apart = self.emit(aten.reshape.default, turned, [count, self.batch, size, self.channels])
+        return self.emit(aten.permute.default, apart, [0, 2, 1, 3])
 
     def per_chunk(self, states: fx.Node, count: Any) -> fx.Node:
-        """[channels, k * m, chunks * batch] as [chunks, ..]."""
-        split = self.emit(aten.reshape.default, states, [self.channels, self.size, self.blocks, count, self.batch])
-        return self.emit(aten.permute.default, split, [3, 1, 4, 0, 2] if self.few else [3, 0, 2, 1, 4])
+        """[channels, chunks * batch, n] as [chunks, batch, channels, ..]."""
+        turned = self.emit(aten.permute.default, states, [1, 0, 2])
+        inner = (self.size, self.blocks) if self.few else (self.blocks, self.size)
+        return self.emit(aten.reshape.default, turned, [count, self.batch, self.channels, *inner])
 
     def all_chunks(self, states: fx.Node, count: Any) -> fx.Node:
-        """Back to [channels, k * m, chunks * batch]."""
-        turned = self.emit(aten.permute.default, states, [3, 1, 4, 0, 2] if self.few else [1, 3, 2, 0, 4])
-        shape = [self.channels, self.size * self.blocks, self._times(count)]
-        return self.emit(aten.reshape.default, turned, shape)
+        """Back to [channels, chunks * batch, n]."""
+        flat = self.emit(aten.reshape.default, states, [count, self.batch, self.channels, self.states])
+        # With an axis less ONNX Runtime takes product and transposition as one, and divides by a count of 0 chunks.
+        turned = self.emit(aten.permute.default, flat, [2, 0, 1, 3])
+        return self.emit(aten.reshape.default, turned, [self.channels, self._times(count), self.states])
 
-    def _times(self, count: Any) -> Any:
+    def _times(self, count: Any, size: int = 1) -> Any:
+        """chunks * batch * size."""
         if isinstance(count, int) and isinstance(self.batch, int):
-            return count * self.batch
-        return self.emit(operator.mul, count, self.batch)
+            return count * self.batch * size
+        both = self.emit(operator.mul, count, self.batch)
+        return both if size == 1 else self.emit(operator.mul, both, size)
 
     def steps(self, u: fx.Node, state: fx.Node) -> tuple[fx.Node, fx.Node]:
         """(y, the state behind) of single steps."""
-        emit, (channels, blocks, size) = self.emit, (self.channels, self.blocks, self.size)
-        if self.few:
-            vectors = [self._beside(self.input), self._beside(self.readout)]
-        else:
-            vectors = [
-                emit(aten.unsqueeze.default, self.input, -1),
-                emit(aten.reshape.default, self.readout, [channels, 1, blocks * size]),
-            ]
+        emit = self.emit
 
         def step(
             inner: Emitter, carries: list[fx.Node], xs: list[fx.Node], constants: list[fx.Node]
         ) -> tuple[list[fx.Node], list[fx.Node]]:
             (h,), (now,), (b, c, *factors) = carries, xs, constants
-            if self.few:
-                y = inner(aten.sum.dim_IntList, inner(aten.mul.Tensor, c, h), [0, -1])
-                entering = inner(aten.unsqueeze.default, now, -1)
-            else:
-                flat = inner(aten.reshape.default, h, [channels, blocks * size, self._batch(inner, h)])
-                y = inner(aten.permute.default, inner(aten.squeeze.dim, inner(aten.matmul.default, c, flat), 1), [1, 0])
-                turned = inner(aten.permute.default, now, [1, 0])
-                entering = inner(aten.unsqueeze.default, inner(aten.unsqueeze.default, turned, 1), 1)
+            y = inner(aten.sum.dim_IntList, inner(aten.mul.Tensor, c, h), [-2, -1])
+            entering = inner(aten.unsqueeze.default, inner(aten.unsqueeze.default, now, -1), -1)
             kept = self.advanced(inner, factors, h)
             return [inner(aten.add.Tensor, kept, inner(aten.mul.Tensor, b, entering))], [y]
 
-        constants = [*vectors, *self.factors(self.transition)]
+        constants = [self.turned(self.input), self.turned(self.readout), *self.factors(self.transition)]
         final, y = write_loop(emit, step, trip_of(emit, u), [state], [u], constants, self.reverse)
         return emit(aten.add.Tensor, y, emit(aten.mul.Tensor, self.feedthrough, u)), final
-
-    def _batch(self, emit: Emitter, state: fx.Node) -> Any:
-        return size_of(emit, state, 3)
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """The matrices of chunks of a size: T, F and G of the module's docstring, [channels, .., ..]."""
+    """The matrices of chunks of a size, those of the module's docstring transposed: T [channels, steps, steps], F
+    [channels, n, steps] and G [channels, steps, n]."""
 
     toeplitz: fx.Node
     read: fx.Node
@@ -294,7 +275,7 @@ class Chunks:
 
     @classmethod
     def of(cls, system: System, size: int, reverse: bool) -> Chunks:
-        emit, states = system.emit, system.size * system.blocks
+        emit, few = system.emit, system.few
         read = emit(aten.unsqueeze.default, system.readout, -2)  # [channels, m, steps, k]
         write = emit(aten.unsqueeze.default, system.input, -1)  # [channels, m, k, steps]
         done = 1
@@ -303,38 +284,38 @@ class Chunks:
             read = emit(aten.cat.default, [read, emit(aten.matmul.default, read, power)], -2)
             write = emit(aten.cat.default, [emit(aten.matmul.default, power, write), write], -1)
             done *= 2
-        turned = emit(aten.permute.default, read, [0, 2, 3, 1])
-        read = emit(aten.reshape.default, turned, [system.channels, size, states])
-        turned = emit(aten.permute.default, write, [0, 2, 1, 3])
-        write = emit(aten.reshape.default, turned, [system.channels, states, size])
+        turned = emit(aten.permute.default, read, [0, 3, 1, 2] if few else [0, 1, 3, 2])
+        read = emit(aten.reshape.default, turned, [system.channels, system.states, size])
+        turned = emit(aten.permute.default, write, [0, 3, 2, 1] if few else [0, 3, 1, 2])
+        write = emit(aten.reshape.default, turned, [system.channels, size, system.states])
         toeplitz = cls._toeplitz(system, size, read, write)
         if reverse:
-            read, write = emit(aten.flip.default, read, [1]), emit(aten.flip.default, write, [2])
+            read, write = emit(aten.flip.default, read, [2]), emit(aten.flip.default, write, [1])
             toeplitz = emit(aten.transpose.int, toeplitz, 1, 2)
         return cls(toeplitz, read, write)
 
     @staticmethod
     def _toeplitz(system: System, size: int, read: fx.Node, write: fx.Node) -> fx.Node:
         emit = system.emit
-        entering = emit(aten.slice.Tensor, write, 2, size - 1, size)  # B
-        later = emit(aten.matmul.default, emit(aten.slice.Tensor, read, 1, 0, size - 1), entering)
+        entering = emit(aten.slice.Tensor, write, 1, size - 1, size)  # B
+        later = emit(aten.matmul.default, entering, emit(aten.slice.Tensor, read, 2, 0, size - 1))
         now = emit(aten.unsqueeze.default, system.feedthrough, 1)
-        kernel = emit(aten.cat.default, [now, emit(aten.squeeze.dim, later, -1)], 1)
+        kernel = emit(aten.cat.default, [now, emit(aten.squeeze.dim, later, 1)], 1)
         line = emit(aten.constant_pad_nd.default, kernel, [size - 1, 0])
         step = emit(aten.arange.default, size)
-        behind = emit(aten.sub.Tensor, emit(aten.unsqueeze.default, step, 1), step)
+        behind = emit(aten.sub.Tensor, step, emit(aten.unsqueeze.default, step, 1))
         places = emit(aten.reshape.default, emit(aten.add.Tensor, behind, size - 1), [size * size])
         spread = emit(aten.index_select.default, line, 1, places)
         return emit(aten.reshape.default, spread, [system.channels, size, size])
 
-    def added(self, emit: Emitter, columns: fx.Node) -> fx.Node:
+    def added(self, emit: Emitter, lines: fx.Node) -> fx.Node:
         """What each chunk adds to the state."""
-        return emit(aten.matmul.default, self.write, columns)
+        return emit(aten.matmul.default, lines, self.write)
 
-    def out(self, emit: Emitter, columns: fx.Node, states: fx.Node) -> fx.Node:
+    def out(self, emit: Emitter, lines: fx.Node, states: fx.Node) -> fx.Node:
         """What each chunk gives, entered with ``states``."""
-        within = emit(aten.matmul.default, self.toeplitz, columns)
-        return emit(aten.add.Tensor, within, emit(aten.matmul.default, self.read, states))
+        within = emit(aten.matmul.default, lines, self.toeplitz)
+        return emit(aten.add.Tensor, within, emit(aten.matmul.default, states, self.read))
 
 
 LOWERINGS = (
