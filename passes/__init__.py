@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from seqc.passes.causal_conv import CausalConv
 from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.fold_constants import FoldConstants
+from seqc.passes.fold_lti import FoldLti
 from seqc.passes.fuse_discretization import FuseDiscretization
 from seqc.passes.hoist import Hoist
 from seqc.passes.sink import Sink
@@ -22,6 +23,7 @@ __all__ = [
     "CausalConv",
     "ClassifyRecurrence",
     "FoldConstants",
+    "FoldLti",
     "FuseDiscretization",
     "Hoist",
     "Sink",
@@ -47,6 +49,7 @@ DEFAULT: tuple[Pass, ...] = (
     SinkReadouts(),
     Sink(),
     CausalConv(),
+    FoldLti(),
     ClassifyRecurrence(),
 )
 """The passes that run unless told otherwise, in this order."""

@@ -20,7 +20,7 @@ def kind_of(loop: Loop, index: int) -> str:
     One of: affine, element by element (several states: in blocks of one element of each, as complex numbers are); affine,
     with elements mixed; not linear, element by element; not linear.
     """
-    group = _coupled(loop, index)
+    group = coupled(loop, index)
     several = f", {len(group)} coupled states" if len(group) > 1 else ""
     terms = Terms(loop.body, [loop.carries[i][1] for i in group], loop.emit.mode)
     try:
@@ -30,7 +30,7 @@ def kind_of(loop: Loop, index: int) -> str:
     return f"affine, {'each element by itself' if _diagonal(terms, forms) else 'with elements mixed'}{several}"
 
 
-def _coupled(loop: Loop, index: int) -> list[int]:
+def coupled(loop: Loop, index: int) -> list[int]:
     """The carries that depend, from step to step, on carry ``index`` and it on them."""
     inner = [carry for _, carry in loop.carries]
     graph = nx.DiGraph()
