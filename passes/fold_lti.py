@@ -42,7 +42,9 @@ class FoldLti:
 
     def __call__(self, program: Program) -> int:
         gm = program.graph_module
-        changes = sum(_fold(program, Loop(gm, node, program.fake_mode)) for node in gm.graph.nodes if is_recurrence(node))
+        changes = sum(
+            _fold(program, Loop(gm, node, program.fake_mode)) for node in gm.graph.nodes if is_recurrence(node)
+        )
         if changes:
             remove_dead_code(program)
         return changes

@@ -60,11 +60,10 @@ class _LtiScan:
         forms = [self.terms.form(self.loop.next_carries[i]) for i in self.group]
         self.labels = _single(forms[0])
         following = [self._next(form) for form in forms]
+        self._require_constant(following)
         result = self._result()
         read, axes = self._read(self.terms.form(self.loop.results[result][0]))
-        for each in (*following, read):
-            if any(not self._constant(f) for term, _, _ in each.kept for f in term.factors):
-                raise NotInvariant("a coefficient of the state is computed from the input")
+        self._require_constant([read])
         self._name_axes(axes, following)
         sums = [*(self._in_place(s) for s in following), self._in_place(read, reads=True)]
         self._divide(axes, sums)
@@ -88,7 +87,7 @@ class _LtiScan:
         renames = {theirs: ours for theirs, ours in zip(labels, self.labels, strict=True) if theirs in axes}
         if set(axes) != set(renames):
             raise NotMultilinear("the result has axes that the state has not")
-        return self._sum(renamed(form, renames)), tuple(renames[label] for label in axes)  # type: ignore[misc]
+        return self._sum(renamed(form, renames)), tuple(renames[label] for label in axes)
 
     def _sum(self, form: Form) -> _Sum:
         kept, added = [], []
@@ -114,6 +113,10 @@ class _LtiScan:
             raise NotMultilinear(f"{len(found)} results are computed from it")
         return found[0]
 
+    def _require_constant(self, sums: Sequence[_Sum]) -> None:
+        if any(not self._constant(f) for s in sums for term, _, _ in s.kept for f in term.factors):
+            raise NotInvariant("a coefficient of the state is computed from the input")
+
     def _constant(self, factor: Factor) -> bool:
         """Whether ``factor`` is computed from weights alone, the same in each step."""
         if factor.node.graph is self.emit.graph:
@@ -122,7 +125,7 @@ class _LtiScan:
         return value is not None and not value.batched and not ancestors([value.node]) & self.inputs
 
     def _name_axes(self, axes: Sequence[Label], following: Sequence[_Sum]) -> None:
-        """Tell the states' axes that the result sums over apart: those along which elements depend on each other, and others."""
+        """Tell apart the states' axes that the result sums over: along which elements depend on each other, and others."""
         mixed = {
             place
             for s in following
@@ -192,9 +195,7 @@ class _LtiScan:
         self, following: Sequence[_Sum], read: _Sum, signal: Term, result: int, axes: Sequence[Label], mark: int
     ) -> Rewritten:
         emit, ops, loop = self.emit, self.ops, self.loop
-        rows = [
-            self._beside([self._transition(s, carry) for carry in self.states], -1) for s in following
-        ]
+        rows = [self._beside([self._transition(s, carry) for carry in self.states], -1) for s in following]
         transition = self._beside(rows, -2)
         entering = self._beside([self._vector(s.added, self.mixed) for s in following], -1)
         leaving = self._beside(
@@ -204,9 +205,7 @@ class _LtiScan:
         u = ops.product(signal, [self.batch, self.channels], full=True)
         groups = [self.batch, self.channels, self.blocks, self.mixed]
         state = self._beside([ops.state(loop.carries[i][0], self.labels, groups) for i in self.group], -1)
-        call = emit(
-            torch.ops.seqc.lti_scan.default, transition, entering, leaving, through, u, state, loop.reverse
-        )
+        call = emit(torch.ops.seqc.lti_scan.default, transition, entering, leaving, through, u, state, loop.reverse)
         y, final = (emit(operator.getitem, call, i) for i in (0, 1))
         results = {result: ops.restored(y, groups[:2], axes, 1)}
         width = self._product(self.mixed)

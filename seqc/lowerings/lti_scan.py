@@ -61,7 +61,7 @@ def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         count = left // size if isinstance(left, int) else emit(operator.floordiv, left, size)
         whole = count * size if isinstance(count, int) else emit(operator.mul, count, size)
         if system.reverse:
-            first = left - whole if isinstance(left, int) else emit(operator.sub, left, whole)
+            first = left % size if isinstance(left, int) else emit(operator.sub, left, whole)
             piece = emit(aten.slice.Tensor, rest, 0, first, 2**63 - 1)
             rest = emit(aten.slice.Tensor, rest, 0, 0, first)
         else:
