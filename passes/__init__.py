@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from seqc.passes.causal_conv import CausalConv
 from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.fold_constants import FoldConstants
+from seqc.passes.fold_lti import FoldLti
 from seqc.passes.fuse_discretization import FuseDiscretization
 from seqc.passes.fuse_flips import FuseFlips
 from seqc.passes.hoist import Hoist
@@ -23,6 +24,7 @@ __all__ = [
     "CausalConv",
     "ClassifyRecurrence",
     "FoldConstants",
+    "FoldLti",
     "FuseDiscretization",
     "FuseFlips",
     "Hoist",
@@ -49,6 +51,7 @@ DEFAULT: tuple[Pass, ...] = (
     SinkReadouts(),
     Sink(),
     CausalConv(),
+    FoldLti(),
     ClassifyRecurrence(),
     FuseFlips(),
 )

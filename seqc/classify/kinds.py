@@ -20,7 +20,7 @@ def kind_of(loop: Loop, index: int) -> str:
     One of: affine, element by element (several states: in blocks of one element of each, as complex numbers are); affine,
     with elements mixed; not linear, element by element; not linear.
     """
-    (group,) = [g for g in groups(loop) if index in g]
+    group = coupled(loop, index)
     several = f", {len(group)} coupled states" if len(group) > 1 else ""
     terms = Terms(loop.body, [loop.carries[i][1] for i in group], loop.emit.mode)
     try:
@@ -35,6 +35,12 @@ def kind_of(loop: Loop, index: int) -> str:
 def kinds_of(loop: Loop) -> str:
     """What each group of states computes, in words."""
     return "; ".join(dict.fromkeys(kind_of(loop, group[0]) for group in groups(loop))) or "without a state"
+
+
+def coupled(loop: Loop, index: int) -> list[int]:
+    """The carries that depend, from step to step, on carry ``index`` and it on them."""
+    (group,) = [g for g in groups(loop) if index in g]
+    return group
 
 
 def groups(loop: Loop) -> list[list[int]]:

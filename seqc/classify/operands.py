@@ -78,6 +78,20 @@ class Operands:
         node = node if term.scale == 1 else self.emit(aten.mul.Tensor, node, term.scale)
         return node if label in term.support else self.emit(aten.expand.default, node, [size])
 
+    def coefficient(self, term: Term, order: Sequence[Label]) -> fx.Node:
+        """``term``, the same in each step, as [one axis per label of ``order``], summed over its other labels."""
+        summed = sorted(term.support - set(order))
+        node = self.emit(aten.full.default, [self.size(label) for label in order], term.scale, dtype=self._dtype())
+        product: fx.Node | None = None
+        for factor in term.factors:
+            value = self._aligned(factor, [*order, *summed])
+            product = value.node if product is None else self.emit(aten.mul.Tensor, product, value.node)
+        if product is None:
+            return node
+        if summed:
+            product = self.emit(aten.sum.dim_IntList, product, list(range(len(order), len(order) + len(summed))))
+        return self.emit(aten.mul.Tensor, node, product)
+
     def every_step(self, value: Value) -> fx.Node:
         """``value`` with the time axis, repeated where it is the same in each step."""
         if value.batched:

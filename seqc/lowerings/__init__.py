@@ -21,6 +21,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("standard", "conv", "contrib"),
     "recurrence": ("loop", "blocked"),
+    "lti_scan": ("chunked", "sequential", "prefix"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
@@ -31,6 +32,7 @@ FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
     "softmax_scan": ("prefix",),
     "linear_attention": ("parallel_chunks", "parallel_delta"),
     "recurrence": ("blocked",),
+    "lti_scan": ("prefix",),
 }
 """The forms to try first where a target runs a loop as a kernel for each operation of each step."""
 

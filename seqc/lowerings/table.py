@@ -12,6 +12,7 @@ from seqc.lowerings import (
     gated_rnn,
     linear_attention,
     linear_scan,
+    lti_scan,
     parallel_attention,
     prefix,
     recurrence,
@@ -35,6 +36,7 @@ _ALL = {
         causal_conv,
         recurrence,
         blocked,
+        lti_scan,
     )
     for form in module.LOWERINGS
 }

@@ -25,6 +25,7 @@ from seqc.backends.onnx import export
 from seqc.lowerings import FORMS
 from seqc.lowerings.lower import Lower
 from seqc.ops.gated_rnn import GATES
+from seqc.passes import FoldConstants
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
 from tests.benchmarks import fused
@@ -100,6 +101,19 @@ def _conv(length: int) -> Tensors:
     return torch.randn(1, 1536, length), torch.randn(1536, 1, 4), torch.randn(1536)
 
 
+class Systems(nn.Module):
+    """A state space of complex diagonal states per channel, as S4D's."""
+
+    def __init__(self, channels: int, states: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(0.999 * torch.linalg.qr(torch.randn(channels, states, 2, 2))[0])
+        self.b, self.c = (nn.Parameter(torch.randn(channels, states, 2)) for _ in range(2))
+        self.d = nn.Parameter(torch.randn(channels))
+
+    def forward(self, u: torch.Tensor, state: torch.Tensor) -> Tensors:
+        return tuple(ops.lti_scan(self.a, self.b, self.c, self.d, u, state)[:1])
+
+
 class Cells(nn.Module):
     """A layer of gated cells with its input projection."""
 
@@ -158,6 +172,12 @@ CASES = {
         _attention(16, 128, 128, False),
         (0, 1, 2, 4, 5),
     ),
+    "time-invariant, 1024 x 32 complex": Case(
+        "lti_scan",
+        Systems(1024, 32),
+        lambda length: (torch.randn(length, 1, 1024), torch.zeros(1, 1024, 32, 2)),
+        (0,),
+    ),
     "LSTM, 256 units": Case("gated_rnn", Cells("lstm", 256), _cells(256), (0,)),
     "GRU, 256 units": Case("gated_rnn", Cells("gru", 256), _cells(256), (0,)),
     "causal convolution, 1536 x 4": Case(
@@ -173,7 +193,7 @@ def compiled(case: Case, form: str | None) -> tuple[onnxruntime.InferenceSession
     model = case.function if isinstance(case.function, nn.Module) else Calls(case.function)
     program = seqc.trace(model, case.inputs(9), shapes)
     try:
-        (record,) = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form})])
+        record, _ = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form}), FoldConstants()])
     except seqc.errors.UnsupportedOpError:
         return None
     options = onnxruntime.SessionOptions()

@@ -31,6 +31,8 @@ BECAME = {
     "lstm_cell_loop": "gated_rnn",
     "gru_cell_loop": "gated_rnn",
     "loop_layers_inside": "gated_rnn",
+    "s4_recurrence": "lti_scan",
+    "hiss": "lti_scan",
 }
 
 
