@@ -12,7 +12,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("chunked", "contrib", "chunked_delta", "sequential", "parallel_chunks"),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("conv", "contrib"),
-    "recurrence": ("loop", "blocked"),
+    "recurrence": ("loop", "blocked", "newton"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
@@ -24,3 +24,9 @@ FIRST_WITHOUT_LOOPS: dict[str, str] = {
     "recurrence": "blocked",
 }
 """The form to try first where a target runs a loop as a kernel for each operation of each step."""
+
+WHERE_POSSIBLE: frozenset[str] = frozenset({"recurrence"})
+"""Ops of which a form that is asked for is taken by those that it can write: a model's loops compute different things."""
+
+SETTINGS: dict[str, dict[str, float]] = {"newton": {"iterations": 4, "tolerance": 1e-6}}
+"""What forms are told, by form: options ``FORM.NAME`` of the compiler."""

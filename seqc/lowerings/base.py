@@ -22,9 +22,9 @@ class Refused(Exception):
 class Lowering:
     """One way to write a dialect op with operations that targets have.
 
-    ``write(emit, node)`` writes it in front of ``node`` and returns a node for each result, or None where ``node`` stays
-    as it is; it raises Refused where it would not be right or not run. ``why`` says what the form is, a function of the
-    node where that depends on what the node computes. ``domains`` are the
+    ``write(emit, node, **settings)`` writes it in front of ``node`` and returns a node for each result, or None where
+    ``node`` stays as it is; it raises Refused where it would not be right or not run. ``why`` says what the form is, a
+    function of the node where that depends on what the node computes. ``domains`` are the
     ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it.
 
     A form that is read off what a loop's body happens to compute is compared with the loop before it is used: on random
@@ -34,7 +34,7 @@ class Lowering:
     op: str
     name: str
     why: str | Callable[[fx.Node], str]
-    write: Callable[[Emitter, fx.Node], list[fx.Node] | None]
+    write: Callable[..., list[fx.Node] | None]
     domains: frozenset[str] = frozenset()
     confirmed_over: int | None = None
     agreement: float = 1e-10

@@ -11,6 +11,7 @@ from seqc.lowerings import (
     gated_rnn,
     linear_attention,
     linear_scan,
+    newton,
     parallel_attention,
     prefix,
     recurrence,
@@ -34,6 +35,7 @@ _ALL = {
         causal_conv,
         recurrence,
         blocked,
+        newton,
     )
     for form in module.LOWERINGS
 }
