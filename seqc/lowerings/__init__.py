@@ -28,5 +28,5 @@ FIRST_WITHOUT_LOOPS: dict[str, str] = {
 WHERE_POSSIBLE: frozenset[str] = frozenset({"recurrence"})
 """Ops of which a form that is asked for is taken by those that it can write: a model's loops compute different things."""
 
-SETTINGS: dict[str, dict[str, float]] = {"newton": {"iterations": 4, "tolerance": 1e-6}}
+SETTINGS: dict[str, dict[str, float]] = {"newton": {"iterations": 5, "tolerance": 1e-6}}
 """What forms are told, by form: options ``FORM.NAME`` of the compiler."""
