@@ -46,8 +46,7 @@ def newton(emit: Emitter, node: fx.Node, iterations: int, tolerance: float) -> l
     loop = Loop(emit.gm, node, emit.mode)
     loop.emit = emit
     steps = _Steps(emit, loop, _jacobian(loop))
-    before = [steps.expanded(initial) for initial in steps.initial]
-    h = steps.after(before)
+    h = steps.guess()
     for _ in range(iterations):
         h = steps.corrected(h)
     found, results = steps.results(h)
@@ -97,13 +96,16 @@ class _Steps:
             raise Refused(f"there is no rule to compute {node.target} at {place_of(node)} for all steps at once")
         return value
 
-    def expanded(self, x: fx.Node | float) -> fx.Node:
-        """``x``, a number or [...], as [trip, ...] of the states' shape."""
-        initial = self.initial[0]
-        if not isinstance(x, fx.Node):
-            x = self.emit(aten.full_like.default, initial, x)
-        lead = self.emit(aten.unsqueeze.default, x, 0)
-        return self.emit(aten.expand.default, lead, [self.loop.trip, *([-1] * initial.meta["val"].dim())])
+    def _every_step(self, value: Value) -> fx.Node:
+        """``value`` as [trip, ...], repeated where it is the same in each step."""
+        if value.batched:
+            return value.node
+        lead = self.emit(aten.unsqueeze.default, value.node, 0)
+        return self.emit(aten.expand.default, lead, [self.loop.trip, *([-1] * value.rank)])
+
+    def guess(self) -> list[fx.Node]:
+        """The states after each step from the initial ones in front of it."""
+        return self.after([self._every_step(Value(initial, False)) for initial in self.initial])
 
     def after(self, before: Sequence[fx.Node]) -> list[fx.Node]:
         """The states after each step from those in front of it."""
@@ -113,6 +115,8 @@ class _Steps:
     def _full(self, value: fx.Node | float, like: fx.Node) -> fx.Node:
         if not isinstance(value, fx.Node):
             return self.emit(aten.full_like.default, like, value)
+        if value.meta["val"].dtype != like.meta["val"].dtype:
+            raise Refused(f"a derivative is {value.meta['val'].dtype}, the state {like.meta['val'].dtype}")
         same = same_shape(value.meta["val"].shape, like.meta["val"].shape)
         return value if same else self.emit(aten.expand_as.default, value, like)
 
@@ -161,17 +165,10 @@ class _Steps:
         loop, emit = self.loop, self.emit
         for (_, inner), before in zip(loop.carries, self.before(h), strict=True):
             self.outside.known[inner] = Value(before, True)
-        after = [self._every_step(node) for node in loop.next_carries]
+        after = [self._every_step(self._value(node)) for node in loop.next_carries]
         ends = self.with_ends(after)
         finals = [emit(aten.select.int, x, 0, 0 if loop.reverse else loop.trip) for x in ends]
-        return after, finals + [self._every_step(node) for node in loop.ys]
-
-    def _every_step(self, node: fx.Node) -> fx.Node:
-        value = self._value(node)
-        if value.batched:
-            return value.node
-        lead = self.emit(aten.unsqueeze.default, value.node, 0)
-        return self.emit(aten.expand.default, lead, [self.loop.trip, *([-1] * value.rank)])
+        return after, finals + [self._every_step(self._value(node)) for node in loop.ys]
 
     def failed(self, h: Sequence[fx.Node], after: Sequence[fx.Node], tolerance: float) -> fx.Node:
         """A Boolean: whether the equation of any step is off by more than ``tolerance`` of the states' scale, or NaN."""
