@@ -100,7 +100,8 @@ def jacobian(states: Sequence[fx.Node], following: Sequence[fx.Node]) -> Jacobia
             found += torch.func.jvp(alone, (number,), (torch.ones_like(number),))[1]
         return found
 
-    numbers = [torch.zeros((), dtype=n.meta["val"].dtype) for n in (*states, *operands)]
+    # One element, not none: between tensors without axes a Python number counts as a float64.
+    numbers = [torch.zeros(1, dtype=n.meta["val"].dtype) for n in (*states, *operands)]
     try:
         functional = torch.func.functionalize(with_derivatives, remove="mutations_and_views")
         traced = make_fx(functional, _torch.onnx_decompositions(), tracing_mode="fake")(*numbers)
