@@ -84,10 +84,10 @@ def jacobian(states: Sequence[fx.Node], following: Sequence[fx.Node]) -> Jacobia
     operands = tuple(n for n in (*read, *(f for f in following if f not in reading)))
 
     def step(*numbers: torch.Tensor) -> list[torch.Tensor]:
-        known = dict(zip((*states, *operands), numbers, strict=True))
+        known: dict[fx.Node, Any] = dict(zip((*states, *operands), numbers, strict=True))
         for node in steps:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)  # type: ignore[arg-type]
-            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
         return [known[f] for f in following]
 
     def with_derivatives(*numbers: torch.Tensor) -> list[torch.Tensor]:
@@ -148,7 +148,7 @@ def _simplified(traced: fx.GraphModule) -> tuple[list[fx.Node], list[Derived]]:
     """The placeholders and results of ``traced``, a graph on single numbers, without what only fills and copies them."""
     graph = fx.Graph()
     inputs: list[fx.Node] = []
-    known: dict[fx.Node, Derived] = {}
+    known: dict[fx.Node, Any] = {}
     written: dict[Any, fx.Node] = {}
 
     def tensor(value: Any) -> Any:
@@ -163,8 +163,8 @@ def _simplified(traced: fx.GraphModule) -> tuple[list[fx.Node], list[Derived]]:
 
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            known[node] = graph.placeholder(node.name)
-            inputs.append(known[node])
+            inputs.append(graph.placeholder(node.name))
+            known[node] = inputs[-1]
         elif node.op == "call_function":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
             kwargs = {k: v for k, v in kwargs.items() if k not in ("layout", "device", "pin_memory", "memory_format")}
@@ -172,20 +172,24 @@ def _simplified(traced: fx.GraphModule) -> tuple[list[fx.Node], list[Derived]]:
             if simple is None:
                 if torch.Tag.pointwise not in node.target.tags and node.target not in _SAME:
                     raise NotElementwise(f"torch gives the derivative as {node.target}, which no target has")
-                plain = node.target in _ARITHMETIC
-                args = tuple(a.value if plain and isinstance(a, Number) else tensor(a) for a in args)
-                simple = call(node.target, args, kwargs)
+                if node.target in _COMMUTATIVE and isinstance(args[0], Number):
+                    args = args[::-1]
+                if node.target in _ARITHMETIC and isinstance(args[1], Number):
+                    args = (args[0], args[1].value)
+                simple = call(node.target, tuple(map(tensor, args)), kwargs)
             known[node] = simple
         elif node.op != "output":
             raise NotElementwise(f"its derivative reads a constant tensor {node.target}")
-    return inputs, [known[n] for n in traced.graph.output_node().args[0]]
+    results: Any = traced.graph.output_node().args[0]
+    return inputs, [known[n] for n in results]
 
 
-_ARITHMETIC = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor})
+_COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor})
+_ARITHMETIC = _COMMUTATIVE | {aten.sub.Tensor, aten.div.Tensor}
 
 
-def _value(node: fx.Node, args: Any, kwargs: dict[str, Any]) -> Derived | None:
-    """What ``node`` is without writing it; None where it is computed."""
+def _value(node: fx.Node, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What ``node`` is, a node or a Number, without writing it; None where it is computed."""
     target, dtype = node.target, node.meta["val"].dtype
     if target in _FILLED:
         return Number(_FILLED[target], dtype)

@@ -203,7 +203,7 @@ def _unless(emit: Emitter, failed: fx.Node, results: list[fx.Node], loop: Loop) 
         trip = inner(aten.sym_size.int, xs[0], 0) if xs else loop.trip
         steps = trip.meta["val"] if isinstance(trip, fx.Node) else trip
         values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
-        val = inner.compute(lambda: recurrence_shapes(loop.body, steps, *values, loop.reverse))
+        val = inner.compute(lambda: recurrence_shapes(loop.body, steps, values[0], values[1], values[2], loop.reverse))
         args = (inner.graph.get_attr("body_0"), trip, tuple(carries), tuple(xs), tuple(invariants), loop.reverse)
         node = inner.written(recurrence, args, val)
         return [inner(operator.getitem, node, i) for i in range(len(val))], []

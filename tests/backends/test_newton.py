@@ -68,7 +68,7 @@ def inputs(length: int, scale: float = 1.0) -> Tensors:
     return tuple(scale * torch.randn(2, length, D, generator=generator) for _ in range(2))
 
 
-@pytest.mark.parametrize(("cell", "reverse"), [("gru", False), ("gru", True), ("lstm", False)])
+@pytest.mark.parametrize(("cell", "reverse"), [("gru", True), ("lstm", False)])
 def test_small_gains_converge_at_every_length_without_the_loop(cell: str, reverse: bool) -> None:
     program = loop(*CELLS[cell], gain=0.3, reverse=reverse, start=0.5)
     compiled = session(export(newton(program)[0]))
