@@ -172,7 +172,7 @@ def _simplified(traced: fx.GraphModule) -> tuple[list[fx.Node], list[Derived]]:
             if simple is None:
                 if torch.Tag.pointwise not in node.target.tags and node.target not in _SAME:
                     raise NotElementwise(f"torch gives the derivative as {node.target}, which no target has")
-                if node.target in _COMMUTATIVE and isinstance(args[0], Number):
+                if node.target in _COMMUTATIVE and isinstance(args[0], Number) and not kwargs:
                     args = args[::-1]
                 if node.target in _ARITHMETIC and isinstance(args[1], Number):
                     args = (args[0], args[1].value)
