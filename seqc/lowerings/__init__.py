@@ -25,8 +25,9 @@ FIRST_WITHOUT_LOOPS: dict[str, str] = {
 }
 """The form to try first where a target runs a loop as a kernel for each operation of each step."""
 
-WHERE_POSSIBLE: frozenset[str] = frozenset({"recurrence"})
-"""Ops of which a form that is asked for is taken by those that it can write: a model's loops compute different things."""
+WHERE_POSSIBLE: frozenset[str] = frozenset({"newton"})
+"""Forms that, asked for, are taken by the nodes that they can write and are no error for others: a model has affine and
+nonlinear loops, and this form is for the latter."""
 
 SETTINGS: dict[str, dict[str, float]] = {"newton": {"iterations": 5, "tolerance": 1e-6}}
 """What forms are told, by form: options ``FORM.NAME`` of the compiler."""

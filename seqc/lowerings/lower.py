@@ -27,8 +27,7 @@ class Lower:
     """Writes each dialect op in the first form that the target has and that takes it.
 
     ``forced`` names the form to use instead, by op (``{"linear_attention": "sequential"}``); it is an error where that
-    form does not take a node, but for loops, which compute different things: those that it does not take get the first
-    other form that does. ``settings`` holds what forms are told, by form. Ops that a form is written with are lowered too.
+    form does not take a node, but for those of ``WHERE_POSSIBLE``: what they do not take gets the first form that does. ``settings`` holds what forms are told, by form. Ops that a form is written with are lowered too.
 
     ``tolerance``: a form may sum in another order than the reference; each stays within the usual float32 error.
     """
@@ -65,7 +64,7 @@ class Lower:
         where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
         forced = self.forced.get(short)
-        if short in WHERE_POSSIBLE:
+        if forced in WHERE_POSSIBLE:
             forms, forced = tuple(sorted(forms, key=lambda form: form.name != forced)), None
         refusals = []
         for form in forms:
