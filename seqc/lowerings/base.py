@@ -23,7 +23,6 @@ class Lowering:
     """One way to write a dialect op with operations that targets have.
 
     ``write(emit, node, **settings)`` writes it in front of ``node`` and returns a node for each result, or None where
-    ``write(emit, node, **settings)`` writes it in front of ``node`` and returns a node for each result, or None where
     ``node`` stays as it is; it raises Refused where it would not be right or not run. ``why`` says what the form is, a
     function of the node where that depends on what the node computes. ``domains`` are the
     ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it.

@@ -27,7 +27,8 @@ class Lower:
     """Writes each dialect op in the first form that the target has and that takes it.
 
     ``forced`` names the form to use instead, by op (``{"linear_attention": "sequential"}``); it is an error where that
-    form does not take a node, but for those of ``WHERE_POSSIBLE``: what they do not take gets the first form that does. ``settings`` holds what forms are told, by form. Ops that a form is written with are lowered too.
+    form does not take a node, but for those of ``WHERE_POSSIBLE``: what they do not take gets the first form
+    that does. ``settings`` holds what forms are told, by form. Ops that a form is written with are lowered too.
 
     ``tolerance``: a form may sum in another order than the reference; each stays within the usual float32 error.
     """
