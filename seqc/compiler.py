@@ -27,6 +27,7 @@ from seqc.frontend.outputs import keep_tensors
 from seqc.frontend.signature import Signature, bind
 from seqc.frontend.source import traceable
 from seqc.frontend.trace import trace_signature
+from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
 from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
@@ -124,11 +125,12 @@ def compile(
     goal = get_target(target)
     version = goal.check_opset(opset)
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
+    settings = {form: {name: chosen[f"{form}.{name}"] for name in told} for form, told in SETTINGS.items()}
     before = _passes(passes, chosen)
     # Once more behind Lower: ops written as loops read at full size what Sink moves into them, and what Hoist took out of
     # loops may depend on weights alone.
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
-    steps = [*before, Lower(goal, forced, version), *again]
+    steps = [*before, Lower(goal, forced, opset=version, settings=settings), *again]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:

@@ -20,7 +20,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     ),
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("standard", "conv", "contrib"),
-    "recurrence": ("loop", "blocked"),
+    "recurrence": ("loop", "blocked", "newton"),
     "lti_scan": ("chunked", "sequential", "prefix"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
@@ -39,3 +39,10 @@ FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
 OWN_WITHOUT_LOOPS: dict[str, str] = {"linear_attention": "contrib", "causal_conv": "contrib"}
 """The form to try even before that: one operator of the runtime's own, which has no loop (ONNX Runtime has kernels of both
 for CUDA in float32 and float16)."""
+
+WHERE_POSSIBLE: frozenset[str] = frozenset({"newton"})
+"""Forms that, asked for, are taken by the nodes that they can write and are no error for others: a model has affine and
+nonlinear loops, and this form is for the latter."""
+
+SETTINGS: dict[str, dict[str, float]] = {"newton": {"iterations": 5, "tolerance": 1e-6}}
+"""What forms are told, by form: options ``FORM.NAME`` of the compiler."""

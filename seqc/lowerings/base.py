@@ -25,7 +25,7 @@ class Refused(Exception):
 class Lowering:
     """One way to write a dialect op with operations that targets have.
 
-    ``write(emit, node)`` writes it in front of ``node`` and returns a node for each result, or None where ``node`` stays
+    ``write(emit, node, **settings)`` writes it in front of ``node`` and returns a node for each result, or None where ``node`` stays
     as it is; it raises Refused where it would not be right or not run. ``why`` says what the form is, a function of the
     node where that depends on what the node computes. ``domains`` are the
     ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it. ``opset`` is the
@@ -40,7 +40,7 @@ class Lowering:
     op: str
     name: str
     why: str | Callable[[fx.Node], str]
-    write: Callable[[Emitter, fx.Node], list[fx.Node] | None]
+    write: Callable[..., list[fx.Node] | None]
     domains: frozenset[str] = frozenset()
     opset: int = 18
     cpu_only: Callable[[fx.Node], str] = lambda node: ""

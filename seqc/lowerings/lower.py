@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
@@ -12,10 +13,11 @@ from seqc import _torch
 from seqc.classify.confirm import largest_error_between
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
+from seqc.lowerings import SETTINGS, WHERE_POSSIBLE
 from seqc.lowerings.base import Lowering, Refused
 from seqc.lowerings.by_length import by_length
 from seqc.lowerings.table import forms_of
-from seqc.ops.recurrence import is_recurrence, parts
+from seqc.ops.recurrence import is_branch, is_recurrence, parts
 from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.target import Target
@@ -26,7 +28,9 @@ class Lower:
     """Writes each dialect op in the first form that the target has and that takes it.
 
     ``forced`` names the form to use instead, by op (``{"linear_attention": "sequential"}``); it is an error where that
-    form does not take a node. ``opset`` is the ONNX opset that will be emitted, by default the target's.
+    form does not take a node, but for those of ``WHERE_POSSIBLE``: what they do not take gets the first form
+    that does. ``settings`` holds what forms are told, by form. ``opset`` is the ONNX opset that will be emitted, by default
+    the target's. Ops that a form is written with are lowered too.
 
     ``tolerance``: a form may sum in another order than the reference; each stays within the usual float32 error.
     """
@@ -34,6 +38,7 @@ class Lower:
     target: Target
     forced: dict[str, str] = field(default_factory=dict)
     opset: int | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SETTINGS)
 
     name: ClassVar[str] = "lower"
     tolerance: ClassVar[float] = 1e-5
@@ -42,11 +47,7 @@ class Lower:
         changes = 0
         for gm in program.graph_modules():
             emit = Emitter(gm, program.fake_mode)
-            for node in list(gm.graph.nodes):
-                if is_recurrence(node) and gm is not program.graph_module:
-                    continue  # what stands in a loop's body stays in it
-                if forms := forms_of(_op_name(node), self.target):
-                    changes += self._lower(program, emit, node, forms)
+            changes += self._each(program, emit, list(gm.graph.nodes))
         if changes:
             remove_dead_code(program)
         return changes
@@ -74,12 +75,25 @@ class Lower:
     def _caveat(self) -> str:
         return "" if self.target.measured else f"; not measured on {self.target.name!r}"
 
+    def _each(self, program: Program, emit: Emitter, nodes: list[fx.Node]) -> int:
+        changes = 0
+        for node in nodes:
+            if is_recurrence(node) and (emit.gm is not program.graph_module or is_branch(node)):
+                continue  # what stands in a loop's body stays in it
+            if forms := forms_of(_op_name(node), self.target):
+                mark = emit.mark()
+                if self._lower(program, emit, node, forms):
+                    changes += 1 + self._each(program, emit, emit.since(mark))
+        return changes
+
     def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> bool:
         """Whether ``node`` was written in another form."""
         where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
         forced = self.forced.get(short)
         self._check_dtype(node, f"{short} at {where}")
+        if forced in WHERE_POSSIBLE:
+            forms, forced = tuple(sorted(forms, key=lambda form: form.name != forced)), None
         refusals = []
         weights = program.weight_nodes if emit.gm is program.graph_module else []
         for form in forms:
@@ -100,7 +114,7 @@ class Lower:
                     if others:
                         results, few = by_length(emit, node, form, others, weights)
                     else:
-                        results, few = form.write(emit, node), ""
+                        results, few = form.write(emit, node, **self.settings.get(form.name, {})), ""
                 if results is not None and form.confirmed_over is not None:
                     _confirm(program, node, results, form)
             except Refused as reason:

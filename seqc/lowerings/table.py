@@ -13,6 +13,7 @@ from seqc.lowerings import (
     linear_attention,
     linear_scan,
     lti_scan,
+    newton,
     parallel_attention,
     prefix,
     recurrence,
@@ -37,6 +38,7 @@ _ALL = {
         recurrence,
         blocked,
         lti_scan,
+        newton,
     )
     for form in module.LOWERINGS
 }

@@ -151,6 +151,13 @@ def is_recurrence(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is recurrence
 
 
+def is_branch(node: fx.Node) -> bool:
+    """Whether a recurrence makes at most one step, whose number only tells whether it is made: an ``if``."""
+    loop = parts(node)
+    known = isinstance(loop.trip, fx.Node) and _torch.largest(loop.trip.meta["val"]) == 1
+    return known and not loop.xs and not loop.ys
+
+
 def propagate(gm: fx.GraphModule, *inputs: Any) -> None:
     """Refresh every ``meta["val"]`` of ``gm`` from its placeholders' (or the given) fake values, freezing no size."""
     values = inputs or tuple(n.meta["val"] for n in gm.graph.nodes if n.op == "placeholder")
