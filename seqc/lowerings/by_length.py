@@ -33,15 +33,15 @@ def by_length(
     steps = named_args(node)[form.timed]
     trip = steps.meta["val"].shape[0]
     if isinstance(trip, int) and trip > form.most:
-        return form.write(emit, node), ""
+        return _written(form, emit, node), ""
     read = sorted({int(reader.args[1]) for reader in node.users})  # type: ignore[arg-type]
     size = emit(aten.sym_size.int, steps, 0)
     mark = emit.mark()
-    long = form.write(emit, node)
+    long = _written(form, emit, node)
     middle = emit.mark()
     for few in others:
         try:
-            short = few.write(emit, node)
+            short = _written(few, emit, node)
         except Refused:
             emit.undo(middle)
             continue
@@ -58,6 +58,12 @@ def by_length(
         found = {i: emit(operator.getitem, call, at) for at, i in enumerate(read)}
         return [found.get(i, steps) for i in range(len(long))], few.name  # nothing reads the others
     return long, ""
+
+
+def _written(form: Lowering, emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    results = form.write(emit, node)
+    assert results is not None, f"{form.name} leaves its node as it is, which is no form for some lengths"
+    return results
 
 
 class _Body:

@@ -22,7 +22,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
-from seqc.lowerings.prefix import Blocks
+from seqc.lowerings.blocks import Blocks
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
