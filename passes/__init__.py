@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from seqc.passes.causal_conv import CausalConv
 from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.fold_constants import FoldConstants
+from seqc.passes.fold_lti import FoldLti
 from seqc.passes.fuse_discretization import FuseDiscretization
+from seqc.passes.fuse_flips import FuseFlips
 from seqc.passes.hoist import Hoist
 from seqc.passes.make_stateful import MakeStateful
 from seqc.passes.sink import Sink
@@ -23,7 +25,9 @@ __all__ = [
     "CausalConv",
     "ClassifyRecurrence",
     "FoldConstants",
+    "FoldLti",
     "FuseDiscretization",
+    "FuseFlips",
     "Hoist",
     "MakeStateful",
     "Sink",
@@ -49,7 +53,9 @@ DEFAULT: tuple[Pass, ...] = (
     SinkReadouts(),
     Sink(),
     CausalConv(),
+    FoldLti(),
     ClassifyRecurrence(),
+    FuseFlips(),
 )
 """The passes that run unless told otherwise, in this order."""
 

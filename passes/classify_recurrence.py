@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch.fx as fx
 
 from seqc.classify.affine import affine, readout
-from seqc.classify.confirm import largest_error
 from seqc.classify.forms import NotMultilinear
 from seqc.classify.gated_rnn import as_gated_rnn
 from seqc.classify.kinds import kind_of
+from seqc.classify.replace import replace_results, replacement_error
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
 from seqc.classify.running_maximum import running
 from seqc.classify.softmax_scan import as_softmax_scan
@@ -91,7 +91,7 @@ class _Classifier:
         try:
             with self.loop.emit.before(self.loop.node):
                 rewritten = attempt(index)
-            error = self._error(rewritten)
+            error = replacement_error(self.program, self.loop, rewritten)
             if not error <= _AGREEMENT:
                 raise NotMultilinear(f"as {rewritten.name} it differs by {error:.1e} on random numbers")
         except Exception as reason:  # what cannot be rewritten, for whatever reason, stays as it is
@@ -99,7 +99,7 @@ class _Classifier:
             failed(index, reason)
             return False
         what = self._what(rewritten.carries)
-        self._replace(rewritten)
+        replace_results(self.loop, rewritten)
         self.program.reasons.append(
             f"{what} is a {rewritten.name} ({rewritten.why}); confirmed in float64 to {error:.0e}"
         )
@@ -164,36 +164,6 @@ class _Classifier:
         """The results that are computed from carry ``index`` or from its next value."""
         reading = computed_from([self.loop.carries[index][1], self.loop.next_carries[index]])
         return [i for i, (value, _) in enumerate(self.loop.results) if value in reading]
-
-    def _error(self, rewritten: Rewritten) -> float:
-        pairs = [
-            (reader, new) for i, new in rewritten.results.items() if (reader := self.loop.results[i][1]) is not None
-        ]
-        written = set(rewritten.written)
-        loop_inputs = [outer for outer, _ in (*self.loop.carries, *self.loop.xs, *self.loop.invariants)]
-        read = [n for node in written for n in node.all_input_nodes if n not in written]
-        trip = self.loop.trip.meta["val"] if isinstance(self.loop.trip, fx.Node) else self.loop.trip
-        return largest_error(pairs, [*loop_inputs, *read], self.program.weights, trip)
-
-    def _replace(self, rewritten: Rewritten) -> None:
-        loop = self.loop
-        for i, new in rewritten.results.items():
-            value, reader = loop.results[i]
-            if reader is not None:
-                reader.replace_all_uses_with(new)
-                loop.gm.graph.erase_node(reader)
-                loop.results[i] = (value, None)
-        for i in sorted((i for i in rewritten.results if i >= len(loop.carries)), reverse=True):
-            loop.drop_result(i)
-        loop.erase_unused()
-        for value, steps in rewritten.fed.items():
-            if any(user.op == "call_function" for user in value.users):
-                loop.feed_step(value, steps)
-        inner = [loop.drop_carry(i) for i in sorted(rewritten.carries, reverse=True)]
-        loop.erase_unused()
-        for node in inner:
-            if not node.users:
-                loop.body.graph.erase_node(node)
 
 
 def _said(reason: Exception) -> str:

@@ -48,8 +48,8 @@ class FoldConstants:
 
     The values are computed in PyTorch, in the types and layouts of the model: bitwise those of the source. A value is
     folded where it takes at most ``max_growth`` times the bytes of the weights it is computed from, or ``small_bytes``;
-    where it takes more, what it is computed from may be. Fills, views and casts stay: they cost less as they are. Weights
-    that nothing reads any more are dropped. Random numbers are drawn at run time.
+    where it takes more, what it is computed from may be. Fills, views and casts stay, but for casts to fewer bytes: they
+    cost less as they are. Weights that nothing reads any more are dropped. Random numbers are drawn at run time.
 
     Some operations have no form in ONNX (inverses, eigenvalues, matrix exponentials): models that apply them to weights,
     as S4 and LSSL do, compile because of this.
@@ -90,7 +90,7 @@ class FoldConstants:
             or not isinstance(node.meta.get("val"), torch.Tensor)
         ):
             return False
-        if node.target in _FILLS or node.target in _MOVES:
+        if node.target in _FILLS or (node.target in _MOVES and not _narrows(node)):
             return False
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, fx.Node) and source.target in _MOVES:
@@ -146,6 +146,12 @@ class _Constants:
         name = f"{own}.{operation.removeprefix('linalg_')}"
         taken = set(self.program.weight_names.values())
         return next(n for n in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1))) if n not in taken)
+
+
+def _narrows(node: fx.Node) -> bool:
+    """Whether a cast takes fewer bytes than what it casts."""
+    source = node.args[0] if node.target is aten._to_copy.default else None
+    return isinstance(source, fx.Node) and node_bytes([node]) < node_bytes([source])
 
 
 def _is_tensor(value: Any) -> bool:

@@ -29,7 +29,8 @@ class SinkReadouts:
         y = (hs * c[..., None, :]).sum(-1)     # [T, B, D]       ->          y[t] = (h * c[t][:, None, :]).sum(-1)
 
     What leaves the loop must fall to at most 1 / ``min_saving`` of its bytes, and everything that reads the states must
-    do so step by step. A loop with its readout inside is what selective scans and linear attention are recognised from.
+    do so step by step; results that are smaller than the states are readouts already. A loop with its readout inside is
+    what selective scans and linear attention are recognised from.
 
     ``tolerance``: the same operations on the same numbers, but a sum or product over one step may be taken in another order
     than one over all steps: the usual error of a float32 dot product.
@@ -52,7 +53,7 @@ class SinkReadouts:
     def _loop(self, loop: Loop, program: Program) -> int:
         changes = 0
         for value, reader in list(loop.results[len(loop.carries) :]):
-            region = None if reader is None else self._region(loop, reader)
+            region = None if reader is None or _is_read_out(loop, value) else self._region(loop, reader)
             if reader is None or region is None:
                 continue
             program.reasons.append(
@@ -86,6 +87,16 @@ class SinkReadouts:
         if not finals or any(not node.users for node in large) or _bytes(finals) > limit:
             return None
         return _Region(steps, finals)
+
+
+def _is_read_out(loop: Loop, value: fx.Node) -> bool:
+    """Whether ``value`` is smaller than every state it is computed from: what reads it then is no readout of the state."""
+    states = loop.carries_behind(value)
+    return bool(states) and _step_bytes(value) < min(_step_bytes(state) for state in states)
+
+
+def _step_bytes(node: fx.Node) -> int:
+    return nbytes(node.meta["val"].shape, node.meta["val"].dtype)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,12 @@ _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _LOG_ERRORS = 3
 _LOG_FATAL = 4
+
+RELEASED_OPSET = 26
+"""The newest opset that onnxruntime 1.31 loads without being told to."""
+
+_RELEASED_ONLY = "ALLOW_RELEASED_ONNX_OPSET_ONLY"
+_environment = threading.Lock()
 
 
 def import_onnxruntime() -> Any:
@@ -41,15 +50,34 @@ def import_onnxruntime() -> Any:
     return module
 
 
-def open_session(path: Path, providers: Sequence[Provider] | None) -> Any:
-    """An ``onnxruntime.InferenceSession`` of the model at ``path``.
+def open_session(path: Path, providers: Sequence[Provider] | None, opset: int = 0) -> Any:
+    """An ``onnxruntime.InferenceSession`` of the model at ``path``, which declares ``opset``.
 
-    Without ``providers`` a CUDA GPU is used where there is one, and the CPU otherwise.
+    Without ``providers`` a CUDA GPU is used where there is one, and the CPU otherwise. An opset that onnxruntime takes for
+    unreleased is loaded all the same, unless the environment variable ALLOW_RELEASED_ONNX_OPSET_ONLY says otherwise.
 
     Raises:
         MissingExtraError: onnxruntime is missing.
         ArtifactError: a provider is unknown or cannot start on this machine, or onnxruntime cannot load the model.
     """
+    with unreleased_opset() if opset > RELEASED_OPSET else contextlib.nullcontext():
+        return _open_session(path, providers)
+
+
+@contextlib.contextmanager
+def unreleased_opset() -> Iterator[None]:
+    """Inside, onnxruntime loads models of opsets that were not released when it was; it has no session option for that."""
+    with _environment:
+        given = os.environ.get(_RELEASED_ONLY)
+        os.environ.setdefault(_RELEASED_ONLY, "0")
+        try:
+            yield
+        finally:
+            if given is None:
+                del os.environ[_RELEASED_ONLY]
+
+
+def _open_session(path: Path, providers: Sequence[Provider] | None) -> Any:
     ort = import_onnxruntime()
     available: list[str] = ort.get_available_providers()
     if providers is None:

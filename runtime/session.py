@@ -154,5 +154,5 @@ def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> 
     directory = Path(directory)
     manifest = manifests.read(directory)
     check_files(directory, manifest)
-    step = open_session(directory / STEP_FILE, providers) if STEP_FILE in manifest.files else None
-    return Session(manifest, open_session(directory / MODEL_FILE, providers), step)
+    step = open_session(directory / STEP_FILE, providers, manifest.opset) if STEP_FILE in manifest.files else None
+    return Session(manifest, open_session(directory / MODEL_FILE, providers, manifest.opset), step)

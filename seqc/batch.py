@@ -355,7 +355,7 @@ _ALONG = """
 """
 _ELEMENTWISE = """
     clone _to_copy alias detach lift_fresh_copy contiguous to.dtype square softplus silu gelu relu dropout
-    zeros_like ones_like full_like complex polar log_sigmoid
+    zeros_like ones_like full_like complex polar log_sigmoid where.ScalarSelf where.ScalarOther
 """
 
 RULES: dict[Any, Rule] = {

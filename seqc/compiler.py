@@ -27,6 +27,7 @@ from seqc.frontend.outputs import keep_tensors
 from seqc.frontend.signature import Signature, bind
 from seqc.frontend.source import traceable
 from seqc.frontend.trace import trace_signature
+from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
 from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
@@ -35,6 +36,7 @@ from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
+from seqc.runtime.ort import RELEASED_OPSET
 from seqc.streaming.chunks import first_states, in_chunks, states_json
 from seqc.streaming.time import time_of
 from seqc.target import Target, get_target
@@ -116,7 +118,7 @@ def compile(
                     Stream that keeps them; what looks ahead is refused
     passes          Pass objects to run instead of the default ones, or "+name" / "-name" to change the default list
     options         ``{"loops": "unroll"}`` or ``["loops=unroll"]``; see ``seqc compile --help``
-    opset           of ONNX, 18 to 24; None takes the target's default
+    opset           of ONNX, 18 to 27; None takes the target's default
     check           compare with the source at lengths 1, the example's, a prime and four times the example's, at
                     batch 1 and 3; a difference raises VerificationError naming the first pass after which it shows
     progress        called as ``progress(stage, nodes, seconds)`` when a stage has ended
@@ -127,11 +129,12 @@ def compile(
     goal = get_target(target)
     version = goal.check_opset(opset)
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
+    settings = {form: {name: chosen[f"{form}.{name}"] for name in told} for form, told in SETTINGS.items()}
     before = _passes(passes, chosen)
     # Once more behind Lower: ops written as loops read at full size what Sink moves into them, and what Hoist took out of
     # loops may depend on weights alone.
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
-    steps = [*before, Lower(goal, forced), *again]
+    steps = [*before, Lower(goal, forced, opset=version, settings=settings), *again]
     if stateful:
         steps = [MakeStateful(), *steps]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
@@ -391,6 +394,16 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _unreleased(opset: int) -> list[str]:
+    if opset <= RELEASED_OPSET:
+        return []
+    return [
+        f"ONNX Runtime 1.31 refuses opset {opset} unless ALLOW_RELEASED_ONNX_OPSET_ONLY=0 is in the environment, which "
+        "seqc.runtime, and so the check, sets while it loads the model; it has no kernels for what that opset adds and "
+        "runs ONNX's definition of it, a loop"
+    ]
 
 
 def _unseen_branches(program: Program) -> list[str]:

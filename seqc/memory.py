@@ -11,6 +11,7 @@ import torch
 import torch.fx as fx
 
 from seqc import _torch
+from seqc.ops.choose import choice, inputs_of, is_choice
 from seqc.ops.recurrence import is_recurrence, parts
 from seqc.outside import is_pure
 from seqc.program import Program, named_args
@@ -119,6 +120,8 @@ class _Liveness:
         if is_recurrence(node):
             p = parts(node)
             return self.peak(p.body, {*p.body_xs, *p.body_invariants}).bytes
+        if is_choice(node):
+            return max(self.peak(body, set(inputs_of(body))).bytes for body in choice(node).bodies)
         if node.target is aten.scaled_dot_product_attention.default:
             given = named_args(node)
             query, key = given["query"].meta["val"], given["key"].meta["val"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqc.errors import UsageError
-from seqc.lowerings import FORMS
+from seqc.lowerings import FORMS, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ def _tolerance(value: Any) -> float:
     return number
 
 
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+        raise ValueError
+    return int(value)
+
+
 def _lowering(op: str) -> Option:
     names = ("auto", *FORMS[op])
     return Option(f"lowering.{op}", "auto", " or ".join(names), _choice(*names), f"the form in which {op} is written")
@@ -63,6 +69,20 @@ OPTIONS: dict[str, Option] = {
         ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
         *map(_lowering, FORMS),
+        Option(
+            "newton.iterations",
+            SETTINGS["newton"]["iterations"],
+            "a whole number of at least 1",
+            _count,
+            "iterations of Newton's method (lowering.recurrence=newton) before its result is checked",
+        ),
+        Option(
+            "newton.tolerance",
+            SETTINGS["newton"]["tolerance"],
+            "a number of at least 0",
+            _tolerance,
+            "by how much of the state's scale a step's equation may be off before the loop is taken instead",
+        ),
     )
 }
 

@@ -21,11 +21,13 @@ aten = torch.ops.aten
 class Outside:
     """Knows which value of a loop's body is which value outside, and writes further ones there.
 
-    Values are written where ``loop.emit`` stands, in front of the loop or behind it.
+    Values are written where ``loop.emit`` stands, in front of the loop or behind it. ``trip`` is how many are computed at
+    once of what differs from step to step, by default those of all steps.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, trip: Any = None) -> None:
         self.loop = loop
+        self.trip = loop.trip if trip is None else trip
         self.known: dict[fx.Node, Value] = {inner: Value(outer, True) for outer, inner in loop.xs}
         self.known |= {inner: Value(outer, False) for outer, inner in loop.invariants}
         self.sizes: dict[fx.Node, fx.Node | int] = {}
@@ -67,7 +69,7 @@ class Outside:
         with self.loop.emit.of(node):
             if not varies:
                 return Value(self.loop.emit(node.target, *args, **kwargs), False)
-            written = over_time(self.loop.emit, node, args, kwargs, self.loop.trip)
+            written = over_time(self.loop.emit, node, args, kwargs, self.trip)
         return None if written is None else Value(written, True)
 
     def size(self, node: fx.Node) -> fx.Node | int | None:

@@ -10,12 +10,14 @@ from seqc.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """What a runtime can execute: the range of ONNX opsets it takes, and the one used where none is asked for.
+    """What a runtime can execute: the range of ONNX opsets it takes, and the one used where none is asked for;
+    ``opsets_end`` says why it takes none beyond.
 
     ``runs_on`` names the program that loads the artifact; ``dtypes`` the element types (numpy names) it computes with;
     ``domains`` the operator domains it has besides the standard one. ``avoids_loops`` says that a loop costs a kernel for each
     operation of each step there. ``longest`` is the size up to which a dimension without an upper bound can be used (None:
-    any).
+    any). ``on_cpu`` says that it runs on a CPU; ``measured`` is False where the order of forms follows from what is known of
+    the runtime, not from measurements on it.
     """
 
     name: str
@@ -23,21 +25,27 @@ class Target:
     runs_on: str
     opsets: range
     default_opset: int
+    opsets_end: str = ""
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "int64", "int32", "bool")
     domains: tuple[str, ...] = ()
     avoids_loops: bool = False
     longest: int | None = None
+    on_cpu: bool = True
+    measured: bool = True
 
     def check_opset(self, asked: int | None) -> int:
         """The opset to emit. Raises UsageError where ``asked`` is outside the range."""
         if asked is None:
             return self.default_opset
         if asked not in self.opsets:
+            why = "" if asked < self.opsets.stop else self.opsets_end
             raise UsageError(
-                f"target {self.name!r} takes opsets {self.opsets.start} to {self.opsets.stop - 1}, not {asked}"
+                f"target {self.name!r} takes opsets {self.opsets.start} to {self.opsets.stop - 1}, not {asked}{why}"
             )
         return asked
 
+
+_OWN_ARE_FASTER = ": by default ONNX Runtime refuses newer ones, and for what 27 adds it has operators of its own"
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -46,16 +54,31 @@ TARGETS: dict[str, Target] = {
             name="onnx",
             summary="standard ONNX operators only; runs on ONNX Runtime on CPUs and GPUs",
             runs_on="onnxruntime",
-            opsets=range(18, 25),
+            opsets=range(18, 28),
             default_opset=20,
+            opsets_end=": ONNX Runtime, in which compiled models are checked, cannot load newer ones",
         ),
         Target(
             name="ort-cpu",
             summary="ONNX Runtime on a CPU, with its own operators where they are faster",
             runs_on="onnxruntime",
-            opsets=range(18, 25),
+            opsets=range(18, 27),
             default_opset=20,
+            opsets_end=_OWN_ARE_FASTER,
             domains=("com.microsoft",),
+        ),
+        Target(
+            name="ort-cuda",
+            summary="ONNX Runtime on an NVIDIA GPU: its own operators first, then forms without loops; not measured yet",
+            runs_on="onnxruntime",
+            opsets=range(18, 27),
+            default_opset=20,
+            opsets_end=_OWN_ARE_FASTER,
+            domains=("com.microsoft",),
+            avoids_loops=True,
+            longest=65536,
+            on_cpu=False,
+            measured=False,
         ),
         Target(
             name="tensorrt",

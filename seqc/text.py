@@ -27,6 +27,7 @@ import sympy
 import torch
 import torch.fx as fx
 
+from seqc.ops.choose import choice, inputs_of, is_choice, results_of
 from seqc.ops.recurrence import is_recurrence, parts
 from seqc.program import Program, module_path, source_line
 
@@ -102,6 +103,8 @@ class _Printer:
                 continue
             if is_recurrence(node):
                 result += self._recurrence(node, indent)
+            elif is_choice(node):
+                result += self._choice(node, indent)
             else:
                 name = self._name(node)
                 result.append((node, f"{indent}{name}: {self._type(node)} = {self._call(node)}{self._where(node)}"))
@@ -133,6 +136,22 @@ class _Printer:
         for i, value in enumerate(values if isinstance(values, (tuple, list)) else (values,)):
             role = "next" if i < len(p.carries) else "y"
             result.append((output, f"{inner}{role} {self._literal(value)}"))
+        result.append((None, f"{indent}}}"))
+        return result
+
+    def _choice(self, node: fx.Node, indent: str) -> list[tuple[fx.Node | None, str]]:
+        chosen, name, inner = choice(node), self._name(node), indent + "  "
+        head = f"choose({self._literal(chosen.size)} <= {chosen.most})"
+        result: list[tuple[fx.Node | None, str]] = [
+            (node, f"{indent}{name}: {self._type(node)} = {head} {{{self._where(node)}")
+        ]
+        for i, body in enumerate(chosen.bodies):
+            if i:
+                result.append((None, f"{indent}}} else {{"))
+            for placeholder, operand in zip(inputs_of(body), chosen.operands, strict=False):
+                self._names[placeholder] = self._literal(operand)
+            result += self._body(body.graph, inner)
+            result += [(body.graph.output_node(), f"{inner}give {self._literal(value)}") for value in results_of(body)]
         result.append((None, f"{indent}}}"))
         return result
 

@@ -13,6 +13,7 @@ import torch
 import torch.fx as fx
 
 from seqc.errors import VerificationError
+from seqc.ops.choose import choice, inputs_of, is_choice, results_of
 from seqc.ops.recurrence import is_recurrence, parts
 from seqc.program import Program, flat_args, module_path, source_line
 from seqc.text import lines
@@ -124,7 +125,7 @@ def output(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
 
 
 def targets(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
-    """Operations are ATen or custom overloads, Python operators on sizes, torch.sym_* functions, or a recurrence."""
+    """Operations are ATen or custom overloads, Python operators on sizes, torch.sym_* functions, a recurrence or a choice."""
     for node in gm.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
@@ -141,7 +142,7 @@ def targets(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
 
 def _known_target(node: fx.Node) -> bool:
     target = node.target
-    if isinstance(target, torch._ops.OpOverload) or is_recurrence(node):
+    if isinstance(target, torch._ops.OpOverload) or is_recurrence(node) or is_choice(node):
         return True
     name = getattr(target, "__name__", "")
     return target in _SYMBOLIC or target in _ROUNDING or getattr(operator, name, None) is target
@@ -235,6 +236,36 @@ def _recurrence(node: fx.Node) -> Iterator[str]:
             yield f"{user.name} reads it other than by getitem"
 
 
+def choices(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
+    """A choice and its two bodies agree: they take its operands and return as many values of the same dtypes and ranks."""
+    for node in gm.graph.nodes:
+        if is_choice(node):
+            yield from (Problem(node, message) for message in _choice(node))
+
+
+def _choice(node: fx.Node) -> Iterator[str]:
+    try:
+        chosen = choice(node)
+    except Exception as error:
+        yield f"its arguments are not (short, long, size, most, operands): {error}"
+        return
+    if not isinstance(chosen.size.meta["val"], torch.SymInt):
+        yield "it does not choose by a size"
+    for name, body in zip(("short", "long"), chosen.bodies, strict=True):
+        inputs = [n.meta["val"] for n in inputs_of(body)]
+        if len(inputs) != len(chosen.operands):
+            yield f"its {name} body takes {len(inputs)} values, {len(chosen.operands)} are given"
+            return
+        for value, operand in zip(inputs, chosen.operands, strict=True):
+            if not _fits(value, operand.meta["val"]):
+                yield f"its {name} body takes {_show(value)}, {_show(operand.meta['val'])} is given"
+        given, own = [n.meta["val"] for n in results_of(body)], node.meta["val"]
+        if [(v.dtype, v.dim()) for v in given] != [(v.dtype, v.dim()) for v in own]:
+            yield f"its {name} body gives {', '.join(map(_show, given))}, not {', '.join(map(_show, own))}"
+        elif name == "long" and not all(map(_fits, given, own)):
+            yield f"its value is not what its long body gives: {', '.join(map(_show, given))}"
+
+
 def _fits(step: Any, whole: Any, lead: tuple[Any, ...] = ()) -> bool:
     """Whether ``whole`` is ``step``, with the axes ``lead`` in front."""
     if not isinstance(step, torch.Tensor) or not isinstance(whole, torch.Tensor):
@@ -274,7 +305,7 @@ def _show(value: Any) -> str:
     return f"{value.dtype}{tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r}"
 
 
-BODY_RULES: tuple[Rule, ...] = (output, arguments, targets, values, leading_placeholders, recurrences, lint)
+BODY_RULES: tuple[Rule, ...] = (output, arguments, targets, values, leading_placeholders, recurrences, choices, lint)
 """What holds in every graph, in the order in which the rules rely on each other."""
 
 RULES: tuple[Rule, ...] = (placeholders, *BODY_RULES, weights, ports)

@@ -6,10 +6,13 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.ops.recurrence import recurrence, recurrence_shapes
+
+aten = torch.ops.aten
 
 Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[Sequence[fx.Node], Sequence[fx.Node]]]
 """``step(emit, carries, xs, invariants)`` emits one step and returns the next carries and the ys."""
@@ -26,8 +29,11 @@ def write_loop(
 ) -> list[fx.Node]:
     """Write the recurrence where ``emit`` stands; returns the getitem nodes of the final carries, then of the ys.
 
-    ``carries``, ``xs`` [trip, ...] and ``invariants`` are nodes of the graph at hand, ``trip`` an int or a node.
+    ``carries``, ``xs`` [trip, ...] and ``invariants`` are nodes of the graph at hand, ``trip`` an int or a node. A
+    single step is written as it is; what is returned are then the nodes of its results.
     """
+    if isinstance(trip, int) and trip == 1:
+        return _once(emit, step, carries, xs, invariants)
     graph = fx.Graph()
     groups = [
         [_placeholder(graph, emit, kind, outer, step_of) for outer in group]
@@ -48,6 +54,14 @@ def write_loop(
     val = emit.compute(lambda: recurrence_shapes(body, steps, values[0], values[1], values[2], reverse))
     node = emit.written(recurrence, (attr, trip, tuple(carries), tuple(xs), tuple(invariants), reverse), val)
     return [emit(operator.getitem, node, i) for i in range(len(val))]
+
+
+def _once(
+    emit: Emitter, step: Step, carries: Sequence[fx.Node], xs: Sequence[fx.Node], invariants: Sequence[fx.Node]
+) -> list[fx.Node]:
+    only = [emit(aten.select.int, x, 0, 0) for x in xs]
+    following, ys = step(emit, list(carries), only, list(invariants))
+    return [*following, *(emit(aten.unsqueeze.default, y, 0) for y in ys)]
 
 
 def _placeholder(graph: fx.Graph, emit: Emitter, kind: str, outer: fx.Node, step_of: bool) -> fx.Node:

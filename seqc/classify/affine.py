@@ -49,7 +49,7 @@ def affine(loop: Loop, index: int, mode: object) -> tuple[Affine, Terms]:
     around = Terms(loop.gm, (), mode)
     terms = Terms(loop.body, (inner for _, inner in loop.carries), mode, around, {p: x for x, p in loop.xs})
     form = terms.form(loop.next_carries[index])
-    labels = _single(form)
+    labels = single(form)
     decay, mixed, update = [], [], []
     for term in form.terms:
         state = next((f for f in term.factors if f.node in terms.states), None)
@@ -73,7 +73,7 @@ def readout(loop: Loop, index: int, value: fx.Node, update: Affine, terms: Terms
     own = Terms(loop.body, states | _views(following), terms.emit.mode, terms.around, terms.xs)
     _name_views(own, following)
     form = own.form(value)
-    axes = _single(form)
+    axes = single(form)
     if len(form.terms) != 1:
         raise NotMultilinear("a result is a sum of several terms")
     (term,) = form.terms
@@ -94,7 +94,8 @@ def readout(loop: Loop, index: int, value: fx.Node, update: Affine, terms: Terms
     return Readout(value, renamed(axes), Term(term.scale, factors))
 
 
-def _single(form: Form) -> tuple[Label | None, ...]:
+def single(form: Form) -> tuple[Label | None, ...]:
+    """The label of each axis, None for size 1. Raises NotMultilinear where axes are merged."""
     if any(len(axis) > 1 for axis in form.axes):
         raise NotMultilinear("axes of the state are merged")
     return tuple(axis[0] if axis else None for axis in form.axes)

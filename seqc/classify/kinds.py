@@ -20,25 +20,38 @@ def kind_of(loop: Loop, index: int) -> str:
     One of: affine, element by element (several states: in blocks of one element of each, as complex numbers are); affine,
     with elements mixed; not linear, element by element; not linear.
     """
-    group = _coupled(loop, index)
+    group = coupled(loop, index)
     several = f", {len(group)} coupled states" if len(group) > 1 else ""
     terms = Terms(loop.body, [loop.carries[i][1] for i in group], loop.emit.mode)
     try:
         forms = [terms.form(loop.next_carries[i]) for i in group]
+        return f"affine, {'each element by itself' if _diagonal(terms, forms) else 'with elements mixed'}{several}"
     except NotMultilinear:
         return f"not linear, {'each element by itself' if _pointwise(loop, group) else 'with elements mixed'}{several}"
-    return f"affine, {'each element by itself' if _diagonal(terms, forms) else 'with elements mixed'}{several}"
+    finally:
+        terms.emit.undo(0)
 
 
-def _coupled(loop: Loop, index: int) -> list[int]:
+def kinds_of(loop: Loop) -> str:
+    """What each group of states computes, in words."""
+    return "; ".join(dict.fromkeys(kind_of(loop, group[0]) for group in groups(loop))) or "without a state"
+
+
+def coupled(loop: Loop, index: int) -> list[int]:
     """The carries that depend, from step to step, on carry ``index`` and it on them."""
+    (group,) = [g for g in groups(loop) if index in g]
+    return group
+
+
+def groups(loop: Loop) -> list[list[int]]:
+    """The carries in groups that depend on each other from step to step; each group after those that it depends on."""
     inner = [carry for _, carry in loop.carries]
     graph = nx.DiGraph()
     graph.add_nodes_from(range(len(inner)))
     for i, following in enumerate(loop.next_carries):
         graph.add_edges_from((inner.index(carry), i) for carry in loop.carries_behind(following))
-    (group,) = [c for c in nx.strongly_connected_components(graph) if index in c]
-    return sorted(group)
+    coupled = nx.condensation(graph)
+    return [sorted(coupled.nodes[c]["members"]) for c in nx.lexicographical_topological_sort(coupled)]
 
 
 def _diagonal(terms: Terms, forms: Sequence[Form]) -> bool:

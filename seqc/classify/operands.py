@@ -13,6 +13,7 @@ from seqc import _torch
 from seqc.batch import Value
 from seqc.classify.forms import TIME, Factor, Label, NotMultilinear, Term
 from seqc.classify.terms import Terms
+from seqc.emit import Emitter
 from seqc.outside import Outside
 
 aten = torch.ops.aten
@@ -76,6 +77,20 @@ class Operands:
             return self.emit(aten.full.default, [size], term.scale, dtype=self._dtype())
         node = node if term.scale == 1 else self.emit(aten.mul.Tensor, node, term.scale)
         return node if label in term.support else self.emit(aten.expand.default, node, [size])
+
+    def coefficient(self, term: Term, order: Sequence[Label]) -> fx.Node:
+        """``term``, the same in each step, as [one axis per label of ``order``], summed over its other labels."""
+        summed = sorted(term.support - set(order))
+        node = self.emit(aten.full.default, [self.size(label) for label in order], term.scale, dtype=self._dtype())
+        product: fx.Node | None = None
+        for factor in term.factors:
+            value = self._aligned(factor, [*order, *summed])
+            product = value.node if product is None else self.emit(aten.mul.Tensor, product, value.node)
+        if product is None:
+            return node
+        if summed:
+            product = self.emit(aten.sum.dim_IntList, product, list(range(len(order), len(order) + len(summed))))
+        return self.emit(aten.mul.Tensor, node, product)
 
     def every_step(self, value: Value) -> fx.Node:
         """``value`` with the time axis, repeated where it is the same in each step."""
@@ -161,17 +176,7 @@ class Operands:
         return Value(node, batched)
 
     def ordered(self, node: fx.Node, labels: Sequence[Label | None], order: Sequence[Label]) -> fx.Node:
-        """``node`` with one axis per label of ``order``, of size 1 where it has none."""
-        present = [label for label in labels if label is not None]
-        for axis in reversed([i for i, label in enumerate(labels) if label is None]):
-            node = self.emit(aten.squeeze.dim, node, axis)
-        dims = [present.index(label) for label in order if label in present]
-        if dims != sorted(dims):
-            node = self.emit(aten.permute.default, node, dims)
-        for i, label in enumerate(order):
-            if label not in present:
-                node = self.emit(aten.unsqueeze.default, node, i)
-        return node
+        return ordered(self.emit, node, labels, order)
 
     def _times(self, a: Value, b: Value) -> Value:
         return Value(self.emit(aten.mul.Tensor, a.node, b.node), a.batched or b.batched)
@@ -179,3 +184,17 @@ class Operands:
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.outside.loop.carries[0][1].meta["val"].dtype
         return dtype
+
+
+def ordered(emit: Emitter, node: fx.Node, labels: Sequence[Label | None], order: Sequence[Label]) -> fx.Node:
+    """``node`` with one axis per label of ``order``, of size 1 where it has none."""
+    present = [label for label in labels if label is not None]
+    for axis in reversed([i for i, label in enumerate(labels) if label is None]):
+        node = emit(aten.squeeze.dim, node, axis)
+    dims = [present.index(label) for label in order if label in present]
+    if dims != sorted(dims):
+        node = emit(aten.permute.default, node, dims)
+    for i, label in enumerate(order):
+        if label not in present:
+            node = emit(aten.unsqueeze.default, node, i)
+    return node

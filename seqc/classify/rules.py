@@ -81,9 +81,8 @@ def _chosen(terms: Terms, node: fx.Node) -> Form:
                 pair = (value, full) if when else (full, value)
                 part = terms.atom(terms.emit(aten.where.self, mask, *pair))
             else:
-                zero_one = terms.emit(aten._to_copy.default, mask, dtype=dtype)
-                if not when:
-                    zero_one = terms.emit(aten.rsub.Scalar, zero_one, 1)
+                chosen = mask if when else terms.emit(aten.logical_not.default, mask)
+                zero_one = terms.emit(aten._to_copy.default, chosen, dtype=dtype)
                 part = terms.multiplied(terms.atom(zero_one), terms.operand(value))
             if result is None:
                 result = part

@@ -13,6 +13,9 @@ from seqc.emit import Emitter
 
 aten = torch.ops.aten
 
+STANDARD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the operators LinearAttention and CausalConvWithState of ONNX 27 take."""
+
 
 class Refused(Exception):
     """Why a lowering does not take a node."""
@@ -22,16 +25,29 @@ class Refused(Exception):
 class Lowering:
     """One way to write a dialect op with operations that targets have.
 
-    ``write(emit, node)`` writes it in front of ``node`` and returns a node for each result; it raises Refused where it
-    would not be right or not run. ``why`` says what the form is. ``domains`` are the
-    ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it.
+    ``write(emit, node, **settings)`` writes it in front of ``node`` and returns a node for each result, or None where
+    ``node`` stays as it is; it raises Refused where it would not be right or not run. ``why`` says what the form is, a
+    function of the node where that depends on what the node computes. ``domains`` are the ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it. ``opset`` is the
+    first ONNX opset with the operators it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "".
+    ``short`` names forms that are faster for at most ``most`` steps: the first that the target has is taken for those, chosen
+    in the graph; ``timed`` is the argument with time at axis 0.
+
+    A form that is read off what a loop's body happens to compute is compared with the loop before it is used: on random
+    numbers in float64, over at least ``confirmed_over`` steps (None: not compared), to a relative error of ``agreement``.
     """
 
     op: str
     name: str
-    why: str
-    write: Callable[[Emitter, fx.Node], list[fx.Node]]
+    why: str | Callable[[fx.Node], str]
+    write: Callable[..., list[fx.Node] | None]
     domains: frozenset[str] = frozenset()
+    opset: int = 18
+    cpu_only: Callable[[fx.Node], str] = lambda node: ""
+    short: tuple[str, ...] = ()
+    most: int = 0
+    timed: str = ""
+    confirmed_over: int | None = None
+    agreement: float = 1e-10
 
 
 Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[list[fx.Node], list[fx.Node]]]

@@ -8,7 +8,7 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.lowerings.base import Lowering, Refused, size_of
+from seqc.lowerings.base import STANDARD_DTYPES, Lowering, Refused, size_of
 from seqc.ops.causal_conv import reach
 from seqc.program import named_args
 
@@ -40,6 +40,21 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     return [emit(operator.getitem, call, i) for i in (0, 1)]
 
 
+def standard(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """ONNX's CausalConvWithState."""
+    arguments = named_args(node)
+    if arguments["dilation"] != 1:
+        raise Refused("the operator of ONNX 27 has no dilation")
+    if arguments["x"].meta["val"].dtype not in STANDARD_DTYPES:
+        raise Refused(f"the operator of ONNX 27 does not take {arguments['x'].meta['val'].dtype}")
+    call = emit(torch.ops.seqc.ort_causal_conv.default, *arguments.values(), True)
+    return [emit(operator.getitem, call, i) for i in (0, 1)]
+
+
+def _dilated(node: fx.Node) -> str:
+    return "that kernels for GPUs take a dilation is not known" if named_args(node)["dilation"] != 1 else ""
+
+
 LOWERINGS = (
     Lowering(
         "seqc::causal_conv",
@@ -53,5 +68,13 @@ LOWERINGS = (
         "ONNX Runtime's fused operator CausalConvWithState",
         contrib,
         frozenset({"com.microsoft"}),
+        cpu_only=_dilated,
+    ),
+    Lowering(
+        "seqc::causal_conv",
+        "standard",
+        "the operator CausalConvWithState of ONNX 27",
+        standard,
+        opset=27,
     ),
 )

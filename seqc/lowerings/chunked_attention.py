@@ -25,7 +25,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, Step, size_of, trip_of
-from seqc.lowerings.linear_attention import steps
+from seqc.lowerings.linear_attention import both_ways, steps
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
@@ -41,6 +41,7 @@ _BASE = 8
 _LOG_ZERO = -1e30
 
 
+@both_ways
 def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """The rules without an update rate."""
     if named_args(node)["beta"] is not None:
@@ -48,6 +49,7 @@ def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     return _whole_chunks_and_rest(emit, node)
 
 
+@both_ways
 def chunked_delta(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """The delta rules."""
     if named_args(node)["beta"] is None:
@@ -56,11 +58,9 @@ def chunked_delta(emit: Emitter, node: fx.Node) -> list[fx.Node]:
 
 
 def _whole_chunks_and_rest(emit: Emitter, node: fx.Node) -> list[fx.Node]:
-    query, key, value, state, decay, beta, reverse = named_args(node).values()
+    query, key, value, state, decay, beta, _ = named_args(node).values()
     if decay is not None and decay.meta["val"].shape[3] != 1:
         raise Refused("a decay for each key dimension")
-    if reverse:
-        raise Refused("it walks forward only")
     dtype = value.meta["val"].dtype
     if dtype not in (torch.float32, torch.float64):
         raise Refused(f"sums over a chunk lose too much in {dtype}")
@@ -72,9 +72,8 @@ def _whole_chunks_and_rest(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     rate = None if beta is None else emit(aten.unsqueeze.default, beta, -1)
     first = [emit(aten.slice.Tensor, x, 0, 0, whole) for x in (query, key, value, decay, rate) if x is not None]
     xs = [chunks(emit, x, count) for x in first]
-    masks = _masks(emit, dtype, delta=beta is not None)
     body = _chunk(decay is not None, beta is not None)
-    middle, head = write_loop(emit, body, count, [state], xs, masks)
+    middle, head = write_loop(emit, body, count, [state], xs, masks(emit, dtype, delta=beta is not None))
     sizes = [size_of(emit, value, axis) for axis in (1, 2, 3)]
     head = emit(aten.reshape.default, emit(aten.permute.default, head, [0, 3, 1, 2, 4]), [whole, *sizes])
     rest = [
@@ -96,8 +95,8 @@ def triangles(emit: Emitter, dtype: torch.dtype) -> list[fx.Node]:
     return [emit(aten.tril.default, ones), emit(aten.tril.default, ones, -1)]
 
 
-def _masks(emit: Emitter, dtype: torch.dtype, delta: bool) -> list[fx.Node]:
-    """[CHUNK, CHUNK]: j <= i, and j < i; for delta rules also the diagonal and the blocks of :func:`_inverse`."""
+def masks(emit: Emitter, dtype: torch.dtype, delta: bool) -> list[fx.Node]:
+    """[CHUNK, CHUNK]: j <= i, and j < i; for delta rules also the diagonal and the blocks of :func:`inverse_of`."""
     lower, below = triangles(emit, dtype)
     if not delta:
         return [lower, below]
@@ -154,9 +153,9 @@ def times(emit: Emitter, x: fx.Node, factor: fx.Node | None) -> fx.Node:
 
 def _chunk(decayed: bool, delta: bool) -> Step:
     def step(
-        emit: Emitter, carries: list[fx.Node], xs: list[fx.Node], masks: list[fx.Node]
+        emit: Emitter, carries: list[fx.Node], xs: list[fx.Node], fixed: list[fx.Node]
     ) -> tuple[list[fx.Node], list[fx.Node]]:
-        (state,), (q, k, u, *rest), (lower, below, *inverting) = carries, xs, masks
+        (state,), (q, k, u, *rest), (lower, below, *inverting) = carries, xs, fixed
         keys = emit(aten.transpose.int, k, -2, -1)
         decays = Decays.of(emit, rest.pop(0) if decayed else None, lower, below)
         factors, since = decays.factors, decays.since
@@ -165,7 +164,7 @@ def _chunk(decayed: bool, delta: bool) -> Step:
             alike = emit(aten.mul.Tensor, emit(aten.matmul.default, k, keys), emit(aten.mul.Tensor, factors, below))
             seen = times(emit, emit(aten.matmul.default, k, state), since)
             wanted = emit(aten.mul.Tensor, rate, emit(aten.sub.Tensor, u, seen))
-            u = emit(aten.matmul.default, _inverse(emit, emit(aten.mul.Tensor, rate, alike), inverting), wanted)
+            u = emit(aten.matmul.default, inverse_of(emit, emit(aten.mul.Tensor, rate, alike), inverting), wanted)
         scores = emit(aten.mul.Tensor, emit(aten.matmul.default, q, keys), factors)
         within = emit(aten.matmul.default, scores, u)
         across = times(emit, emit(aten.matmul.default, q, state), since)
@@ -175,12 +174,12 @@ def _chunk(decayed: bool, delta: bool) -> Step:
     return step
 
 
-def _inverse(emit: Emitter, a: fx.Node, masks: list[fx.Node]) -> fx.Node:
+def inverse_of(emit: Emitter, a: fx.Node, blocks: list[fx.Node]) -> fx.Node:
     """(1 + a)^-1 for a strictly lower triangular ``a``, block by block.
 
     The inverse of [[P, 0], [C, R]] is [[P', 0], [-R' C P', R']], that is X - X C X with X = diag(P', R').
     """
-    diagonal, base, *levels = masks
+    diagonal, base, *levels = blocks
     power = emit(aten.mul.Tensor, a, base)
     inverse = emit(aten.sub.Tensor, diagonal, power)
     size = 2
@@ -200,11 +199,17 @@ LOWERINGS = (
         "chunked",
         f"matrix products over chunks of {CHUNK} steps in a loop over chunks, what is left over step by step",
         chunked,
+        short=("contrib", "sequential"),
+        most=CHUNK - 1,
+        timed="value",
     ),
     Lowering(
         "seqc::linear_attention",
         "chunked_delta",
         f"matrix products and a triangular inverse over chunks of {CHUNK} steps in a loop over chunks, the rest by steps",
         chunked_delta,
+        short=("contrib", "sequential"),
+        most=CHUNK - 1,
+        timed="value",
     ),
 )

@@ -9,12 +9,16 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
-from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
+from seqc.lowerings.base import STANDARD_DTYPES, Lowering, Refused, size_of, trip_of
+from seqc.lowerings.reverse import flipped
 from seqc.ops.linear_attention import rule_of
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
+
+
+both_ways = flipped(("query", "key", "value", "decay", "beta"), walked=1)
 
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
@@ -48,17 +52,31 @@ def steps(
     return out, final
 
 
+@both_ways
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
-    """ONNX Runtime's LinearAttention, which takes [batch, trip, heads * size]."""
-    query, key, value, state, decay, beta, reverse = named_args(node).values()
+    """ONNX Runtime's LinearAttention."""
+    dtype = named_args(node)["value"].meta["val"].dtype
+    if dtype != torch.float32:
+        raise Refused(f"com.microsoft.LinearAttention has no {dtype} kernel on the CPU")
+    return _operator(emit, node, False)
+
+
+@both_ways
+def standard(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """ONNX's LinearAttention."""
+    dtype = named_args(node)["value"].meta["val"].dtype
+    if dtype not in STANDARD_DTYPES:
+        raise Refused(f"the operator of ONNX 27 does not take {dtype}")
+    return _operator(emit, node, True)
+
+
+def _operator(emit: Emitter, node: fx.Node, of_onnx: bool) -> list[fx.Node]:
+    """The operator LinearAttention, which takes [batch, trip, heads * size]."""
+    query, key, value, state, decay, beta, _ = named_args(node).values()
     assert isinstance(value, fx.Node) and isinstance(state, fx.Node)
-    if reverse:
-        raise Refused("com.microsoft.LinearAttention walks forward only")
-    if value.meta["val"].dtype != torch.float32:
-        raise Refused(f"com.microsoft.LinearAttention has no {value.meta['val'].dtype} kernel on the CPU")
     heads = state.meta["val"].shape[1]
     if not all(isinstance(size, int) for size in state.meta["val"].shape[1:]):
-        raise Refused("com.microsoft.LinearAttention needs fixed head counts and sizes")
+        raise Refused("LinearAttention needs fixed head counts and sizes")
     trip, batch = trip_of(emit, value), size_of(emit, value, 1)
 
     def packed(x: object, width: int) -> fx.Node | None:
@@ -82,6 +100,7 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         packed(beta, 1),
         heads,
         rule_of(decay, beta),
+        of_onnx,
     )
     out, final = (emit(operator.getitem, call, i) for i in (0, 1))
     unpacked = emit(aten.reshape.default, out, [batch, trip, heads, values])
@@ -95,6 +114,13 @@ LOWERINGS = (
         "ONNX Runtime's fused operator LinearAttention",
         contrib,
         frozenset({"com.microsoft"}),
+    ),
+    Lowering(
+        "seqc::linear_attention",
+        "standard",
+        "the operator LinearAttention of ONNX 27",
+        standard,
+        opset=27,
     ),
     Lowering(
         "seqc::linear_attention",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
 
+from seqc import _torch
+from seqc.classify.confirm import largest_error_between
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
+from seqc.lowerings import SETTINGS, WHERE_POSSIBLE
 from seqc.lowerings.base import Lowering, Refused
+from seqc.lowerings.by_length import by_length
 from seqc.lowerings.table import forms_of
+from seqc.ops.recurrence import is_branch, is_recurrence, parts
 from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.target import Target
@@ -22,13 +28,17 @@ class Lower:
     """Writes each dialect op in the first form that the target has and that takes it.
 
     ``forced`` names the form to use instead, by op (``{"linear_attention": "sequential"}``); it is an error where that
-    form does not take a node.
+    form does not take a node, but for those of ``WHERE_POSSIBLE``: what they do not take gets the first form
+    that does. ``settings`` holds what forms are told, by form. ``opset`` is the ONNX opset that will be emitted, by default
+    the target's. Ops that a form is written with are lowered too.
 
     ``tolerance``: a form may sum in another order than the reference; each stays within the usual float32 error.
     """
 
     target: Target
     forced: dict[str, str] = field(default_factory=dict)
+    opset: int | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SETTINGS)
 
     name: ClassVar[str] = "lower"
     tolerance: ClassVar[float] = 1e-5
@@ -37,19 +47,55 @@ class Lower:
         changes = 0
         for gm in program.graph_modules():
             emit = Emitter(gm, program.fake_mode)
-            for node in list(gm.graph.nodes):
-                if forms := forms_of(_op_name(node), self.target):
-                    self._lower(program, emit, node, forms)
-                    changes += 1
+            changes += self._each(program, emit, list(gm.graph.nodes))
         if changes:
             remove_dead_code(program)
         return changes
 
-    def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> None:
+    def _check_dtype(self, node: fx.Node, what: str) -> None:
+        """Raises UnsupportedOpError where the target cannot compute in the floating-point type of ``node``."""
+        for operand in node.all_input_nodes:
+            value = operand.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                dtype = str(value.dtype).removeprefix("torch.")
+                if dtype not in self.target.dtypes:
+                    raise UnsupportedOpError(
+                        f"{what} computes in {dtype}, for which target {self.target.name!r} has no kernels: "
+                        "convert the model with .float() or .half()"
+                    )
+
+    def _for_few(self, form: Lowering, forms: tuple[Lowering, ...]) -> list[Lowering]:
+        """The forms to try instead of ``form`` for few steps."""
+        if self.target.avoids_loops:
+            return []
+        named = {other.name: other for other in forms if other.domains <= set(self.target.domains)}
+        return [named[name] for name in form.short if name in named]
+
+    @property
+    def _caveat(self) -> str:
+        return "" if self.target.measured else f"; not measured on {self.target.name!r}"
+
+    def _each(self, program: Program, emit: Emitter, nodes: list[fx.Node]) -> int:
+        changes = 0
+        for node in nodes:
+            if is_recurrence(node) and (emit.gm is not program.graph_module or is_branch(node)):
+                continue  # what stands in a loop's body stays in it
+            if forms := forms_of(_op_name(node), self.target):
+                mark = emit.mark()
+                if self._lower(program, emit, node, forms):
+                    changes += 1 + self._each(program, emit, emit.since(mark))
+        return changes
+
+    def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> bool:
+        """Whether ``node`` was written in another form."""
         where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
         forced = self.forced.get(short)
+        self._check_dtype(node, f"{short} at {where}")
+        if forced in WHERE_POSSIBLE:
+            forms, forced = tuple(sorted(forms, key=lambda form: form.name != forced)), None
         refusals = []
+        weights = program.weight_nodes if emit.gm is program.graph_module else []
         for form in forms:
             mark = emit.mark()
             try:
@@ -57,24 +103,55 @@ class Lower:
                     raise Refused(f"{forced} was asked for")
                 if missing := form.domains - set(self.target.domains):
                     raise Refused(f"target {self.target.name!r} has no {', '.join(sorted(missing))} operators")
+                opset = self.target.check_opset(self.opset)
+                if opset < form.opset:
+                    raise Refused(f"it needs opset {form.opset}, not {opset}")
+                if not self.target.on_cpu and (why := form.cpu_only(node)):
+                    raise Refused(why)
+                others = [] if forced is not None else self._for_few(form, forms)
                 with emit.before(node):
-                    results = form.write(emit, node)
+                    results: list[fx.Node] | None
+                    if others:
+                        results, few = by_length(emit, node, form, others, weights)
+                    else:
+                        results, few = form.write(emit, node, **self.settings.get(form.name, {})), ""
+                if results is not None and form.confirmed_over is not None:
+                    _confirm(program, node, results, form)
             except Refused as reason:
                 emit.undo(mark)
                 refusals.append(f"{form.name}: {reason}")
                 continue
+            refused = f" ({'; '.join(refusals)})" if refusals else ""
+            why = form.why if isinstance(form.why, str) else form.why(node)
+            short_ones = f", but {few} for at most {form.most} steps" if few else ""
+            program.reasons.append(f"{where}: {short} as {form.name}: {why}{short_ones}{self._caveat}{refused}")
+            if results is None:
+                return False
             for reader in list(node.users):
                 reader.replace_all_uses_with(results[int(reader.args[1])])  # type: ignore[arg-type]
                 node.graph.erase_node(reader)
             node.graph.erase_node(node)
-            refused = f" ({'; '.join(refusals)})" if refusals else ""
-            program.reasons.append(f"{where}: {short} as {form.name}: {form.why}{refused}")
-            return
+            return True
         raise UnsupportedOpError(
             f"{short} at {where} has no form for target {self.target.name!r}: {'; '.join(refusals)}"
         )
 
 
+def _confirm(program: Program, node: fx.Node, results: list[fx.Node], form: Lowering) -> None:
+    """Compare ``results`` with those of the loop ``node`` by numbers. Raises Refused where they differ."""
+    loop = parts(node)
+    pairs = [(reader, results[int(reader.args[1])]) for reader in node.users]  # type: ignore[arg-type]
+    boundary = [*loop.carries, *loop.xs, *loop.invariants]
+    trip = loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip
+    assert form.confirmed_over is not None
+    steps = _torch.size_expr(trip)
+    error = largest_error_between(pairs, boundary, program.weights, steps, form.confirmed_over)
+    if not error <= form.agreement:
+        raise Refused(f"it differs by {error:.1e} on random numbers")
+
+
 def _op_name(node: fx.Node) -> str:
     target = node.target
+    if is_recurrence(node):
+        return "seqc::recurrence"
     return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings import linear_attention
 from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
+from seqc.lowerings.blocks import BLOCK, Blocks
+from seqc.lowerings.reverse import flipped
 from seqc.program import named_args
 from seqc.verify import same_shape
 from seqc.write_loop import write_loop
@@ -16,12 +20,14 @@ aten = torch.ops.aten
 
 _STATES = 3
 
+# Up to here the loop over all three is faster than the operator behind a loop (by tests.benchmarks.scans --lengths 1 2 4 ..).
+SHORT = 3
+
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """A loop over the maximum and, of numerator and denominator, what is read."""
     score, value, decay, *initial, reverse = named_args(node).values()
-    read = {int(user.args[1]) for user in node.users if user.users}  # type: ignore[arg-type]
-    kept_up = [i for i in range(_STATES) if i == 0 or not read.isdisjoint((i, i + _STATES))]
+    kept_up, read = _kept_up(node)
     walked = [i for i in kept_up if i in read]
     xs = {"score": score, "value": value if 1 in kept_up else None, "decay": decay}
     constant = decay is not None and decay.meta["val"].shape[0] == 1
@@ -47,6 +53,51 @@ def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     return [found.get(i, score) for i in range(2 * _STATES)]  # nothing reads the others
 
 
+def prefix(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """A scan over the monoid of the op: of each stretch of steps the maximum, the sums, and the total of the decays."""
+    score, value, decay, *initial, reverse = named_args(node).values()
+    kept_up, _ = _kept_up(node)
+    states = [initial[i] for i in kept_up]
+    blocks = Blocks(emit, score, reverse)
+
+    def split(x: fx.Node, state: int, fill: float) -> fx.Node:
+        sizes = [size_of(emit, initial[state], axis) for axis in range(initial[state].meta["val"].dim())]
+        return blocks.split(emit(aten.expand.default, x, [blocks.trip, *sizes]), fill)
+
+    leaves = (
+        lambda: split(score, 0, -torch.inf),
+        lambda: split(value, 1, 0.0),
+        lambda: split(emit(aten.ones_like.default, score), 2, 0.0),
+    )
+    steps = [leaves[i]() for i in kept_up] + ([] if decay is None else [split(decay, 0, 0.0)])
+    unit = [-torch.inf, *(0.0 for _ in steps[1:])]
+    each, whole = blocks.each_step(steps, partial(_after, emit, len(states)))
+    behind = _after(emit, len(states), states, blocks.up_to_each(whole, partial(_after, emit, len(states)), unit))
+    around = [blocks.around(x, state) for x, state in zip(behind, states, strict=True)]
+    found = _after(emit, len(states), [emit(aten.unsqueeze.default, entering, 1) for entering, _ in around], each)
+    out = {i: blocks.joined(x, initial[i]) for i, x in zip(kept_up, found, strict=True)}
+    out |= {i + _STATES: last for i, (_, last) in zip(kept_up, around, strict=True)}
+    return [out.get(i, score) for i in range(2 * _STATES)]  # nothing reads the others
+
+
+def _after(emit: Emitter, states: int, earlier: list[fx.Node], later: list[fx.Node]) -> list[fx.Node]:
+    """The monoid: maximum, sums, and behind these ``states`` the total decay where there is one; a state has none itself."""
+    before = earlier[0] if len(later) == states else emit(aten.add.Tensor, earlier[0], later[states])
+    top, old, new = weights(emit, before, later[0])
+    sums = [
+        emit(aten.add.Tensor, emit(aten.mul.Tensor, old, a), emit(aten.mul.Tensor, new, b))
+        for a, b in zip(earlier[1:states], later[1:states], strict=True)
+    ]
+    totals = [emit(aten.add.Tensor, a, b) for a, b in zip(earlier[states:], later[states:], strict=False)]
+    return [top, *sums, *totals]
+
+
+def _kept_up(node: fx.Node) -> tuple[list[int], set[int]]:
+    """The states that are needed, and the results that are read."""
+    read = {int(user.args[1]) for user in node.users if user.users}  # type: ignore[arg-type]
+    return [i for i in range(_STATES) if i == 0 or not read.isdisjoint((i, i + _STATES))], read
+
+
 def weights(emit: Emitter, before: fx.Node, score: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node]:
     """The new maximum, the factor of what was summed before, and that of the value which ``score`` weighs."""
     top = emit(aten.maximum.default, before, score)
@@ -55,9 +106,10 @@ def weights(emit: Emitter, before: fx.Node, score: fx.Node) -> tuple[fx.Node, fx
     return top, old, new
 
 
+@flipped(("score", "value", "decay"), walked=_STATES)
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """The maxima in a loop of their own; known, they make a linear attention with one key of the rest."""
-    score, value, decay, top, numerator, denominator, reverse = named_args(node).values()
+    score, value, decay, top, numerator, denominator, _ = named_args(node).values()
     sizes, values = top.meta["val"].shape, numerator.meta["val"].shape
     if len(sizes) not in (2, 3) or sizes[-1] != 1 or values[-1] in (0, 1) or not same_shape(sizes[:-1], values[:-1]):
         raise Refused("it takes one score for each head of several values")
@@ -73,7 +125,7 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         return [following], [before, following]
 
     xs = [score, *([decay] if decay is not None and not constant else [])]
-    last, before, tops = write_loop(emit, step, trip_of(emit, score), [top], xs, fixed, bool(reverse))
+    last, before, tops = write_loop(emit, step, trip_of(emit, score), [top], xs, fixed)
     finite = emit(aten.clamp_min.default, tops, torch.finfo(tops.meta["val"].dtype).min)
     kept = emit(aten.sub.Tensor, before, finite)
     key = emit(aten.exp.default, emit(aten.sub.Tensor, score, finite))
@@ -85,7 +137,7 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
         query, key, added, kept = (emit(aten.unsqueeze.default, x, 2) for x in (query, key, added, kept))
         state = emit(aten.unsqueeze.default, state, 1)
     attention = torch.ops.seqc.linear_attention.default
-    sums, final = linear_attention.contrib(emit, emit(attention, query, key, added, state, kept, None, bool(reverse)))
+    sums, final = linear_attention.contrib(emit, emit(attention, query, key, added, state, kept, None))
     final = emit(aten.squeeze.dim, final, -2)
     if len(sizes) == 2:
         sums, final = emit(aten.squeeze.dim, sums, 2), emit(aten.squeeze.dim, final, 1)
@@ -103,11 +155,20 @@ LOWERINGS = (
         "the maxima in a loop, the sums by ONNX Runtime's fused operator LinearAttention",
         contrib,
         frozenset({"com.microsoft"}),
+        short=("sequential",),
+        most=SHORT,
+        timed="score",
     ),
     Lowering(
         "seqc::softmax_scan",
         "sequential",
         "a loop over the maximum, the numerator and the denominator",
         sequential,
+    ),
+    Lowering(
+        "seqc::softmax_scan",
+        "prefix",
+        f"blocks of {BLOCK} unrolled steps and a scan of logarithmic depth over the blocks: no loop",
+        prefix,
     ),
 )

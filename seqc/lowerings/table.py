@@ -5,13 +5,18 @@ from __future__ import annotations
 from seqc.lowerings import (
     FIRST_WITHOUT_LOOPS,
     FORMS,
+    OWN_WITHOUT_LOOPS,
+    blocked,
     causal_conv,
     chunked_attention,
     gated_rnn,
     linear_attention,
     linear_scan,
+    lti_scan,
+    newton,
     parallel_attention,
     prefix,
+    recurrence,
     selective_scan,
     softmax_scan,
 )
@@ -30,6 +35,10 @@ _ALL = {
         gated_rnn,
         softmax_scan,
         causal_conv,
+        recurrence,
+        blocked,
+        lti_scan,
+        newton,
     )
     for form in module.LOWERINGS
 }
@@ -45,5 +54,6 @@ assert not _ALL, f"lowerings that FORMS does not list: {list(_ALL)}"
 def forms_of(op: str, target: Target) -> tuple[Lowering, ...]:
     """The forms of ``op`` in the order in which they are tried for ``target``; none where it is no op that is lowered."""
     forms = LOWERINGS.get(op, ())
-    first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
-    return tuple(sorted(forms, key=lambda form: form.name != first))
+    first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::"), ()) if target.avoids_loops else ()
+    own = OWN_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
+    return tuple(sorted(forms, key=lambda form: (form.name != own, form.name not in first)))

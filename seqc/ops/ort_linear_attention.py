@@ -1,11 +1,13 @@
-"""``seqc::ort_linear_attention``: ONNX Runtime's operator com.microsoft.LinearAttention, version 1, with scale 1.
+"""``seqc::ort_linear_attention``: ONNX Runtime's operator com.microsoft.LinearAttention, version 1, with scale 1;
+where ``standard``, the operator of that name of ONNX 27, which takes and gives the same.
 
 ``query, key``  [B, T, H * K]        ``value``  [B, T, H * V]       ``state``  [B, H, K, V]
 ``decay``       log decay [B, T, H] or [B, T, H * K], None for the rules without
 ``beta``        [B, T, H], None for the rules without
 returns (out [B, T, H * V], final state)
 
-The rules are those of ``seqc::linear_attention``, which is the reference. Source: ONNX Runtime's contrib operators.
+The rules are those of ``seqc::linear_attention``, which is the reference. Sources: ONNX Runtime's contrib
+operators, ONNX's operator LinearAttention.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ def ort_linear_attention(
     beta: torch.Tensor | None,
     heads: int,
     rule: str,
+    standard: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference implementation. Raises RuntimeError where the shapes do not fit."""
 
@@ -47,5 +50,6 @@ def _(
     beta: torch.Tensor | None,
     heads: int,
     rule: str,
+    standard: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(value, memory_format=torch.contiguous_format), torch.empty_like(state)

@@ -31,6 +31,7 @@ import torch
 import torch.fx as fx
 
 from seqc import _torch
+from seqc.ops.choose import choose
 
 Body = Callable[..., Any]
 
@@ -92,6 +93,9 @@ class Propagate(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is recurrence:
             return recurrence_shapes(*args, **kwargs)
+        if target is choose:
+            _, long, *_, operands = args
+            return tuple(Propagate(long).run(*operands))
         return super().call_function(target, args, kwargs)
 
 
@@ -145,6 +149,13 @@ def parts(node: fx.Node) -> Parts:
 
 def is_recurrence(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is recurrence
+
+
+def is_branch(node: fx.Node) -> bool:
+    """Whether a recurrence makes at most one step, whose number only tells whether it is made: an ``if``."""
+    loop = parts(node)
+    known = isinstance(loop.trip, fx.Node) and _torch.largest(loop.trip.meta["val"]) == 1
+    return known and not loop.xs and not loop.ys
 
 
 def propagate(gm: fx.GraphModule, *inputs: Any) -> None:

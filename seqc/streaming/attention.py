@@ -10,7 +10,7 @@ import torch.fx as fx
 from seqc import _torch
 from seqc.program import named_args
 from seqc.streaming.causal import beyond, is_nothing
-from seqc.streaming.demand import ALL, NEW, Demand, Everything, Plan, Window, refuse
+from seqc.streaming.demand import ALL, NEW, Demand, Everything, Mode, Plan, Window, refuse
 from seqc.streaming.derivation import Derivation
 
 aten = torch.ops.aten
@@ -69,12 +69,12 @@ def _rows(d: Derivation, node: fx.Node) -> Demand:
     return Demand(tuple(NEW if a == rows else ALL if a == columns else None for a in range(node.meta["val"].dim())))
 
 
-def _before(d: Derivation, offset: int = 0) -> fx.Node:
-    """bool [steps, everything]: whether what is read is no later than the step, ``offset`` added to that."""
-    rows = d.emit(aten.unsqueeze.default, d.positions(NEW), 1)
+def _before(d: Derivation, steps: Mode = NEW, read: Mode = ALL, offset: int = 0) -> fx.Node:
+    """bool [steps, read]: whether what is read is no later than the step, ``offset`` added to that."""
+    rows = d.emit(aten.unsqueeze.default, d.positions(steps), 1)
     if offset:
         rows = d.emit(aten.add.Tensor, rows, offset)
-    return d.emit(aten.le.Tensor, d.emit(aten.unsqueeze.default, d.positions(ALL), 0), rows)
+    return d.emit(aten.le.Tensor, d.emit(aten.unsqueeze.default, d.positions(read), 0), rows)
 
 
 def softmax(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
@@ -127,18 +127,18 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
 
 def triangle(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
-    """torch.tril of scores: a mask."""
+    """torch.tril and triu of values with an axis of steps and one of what they read: a mask by positions."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     rank = source.meta["val"].dim()
     if d.axes(source) != (rank - 2, rank - 1):
         return None
     offset = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[call-overload]
-    if not (isinstance(demand.modes[-1], Everything) and demand.modes[-2] == NEW):
-        raise refuse(node, "a triangle of which everything is read")
+    below = node.target is aten.tril.default
 
     def write(new: fx.Node) -> fx.Node:
         zero = d.emit(aten.full.default, [], 0, dtype=new.meta["val"].dtype)
-        return d.emit(aten.where.self, _before(d, offset), new, zero)
+        kept = _before(d, demand.modes[-2], demand.modes[-1], offset if below else offset - 1)
+        return d.emit(aten.where.self, kept, *((new, zero) if below else (zero, new)))
 
     return Plan(((source, demand),), write)

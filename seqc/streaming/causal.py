@@ -73,8 +73,10 @@ def _by_rule(d: Derivation, node: fx.Node) -> float | bool | None:
         return -math.inf
     if target is aten.mul.Tensor and any(_number(_of(d, a, node)) == 0 for a in args[:2]):
         return 0.0
-    if target is aten.tril.default and (len(args) < 2 or int(args[1]) <= 0):  # type: ignore[call-overload]
-        return 0.0
+    if target is aten.tril.default:
+        return 0.0 if len(args) < 2 or int(args[1]) <= 0 else None  # type: ignore[call-overload]
+    if target is aten.triu.default:
+        return None
     if target in (aten.softmax.int, aten._softmax.default):
         return 0.0 if is_nothing(_of(d, args[0], node)) else None
     return _mapped(d, node)

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from seqc.outside import is_size
 from seqc.streaming.concrete import shape_at, size_at
+from seqc.streaming.derivation import target_of
 
 Axes = tuple[int, ...]
 """For each axis over time of an operand, in order: the axis of the result that it becomes."""
@@ -109,7 +110,7 @@ def _run(
 
     args, kwargs = pytree.tree_map(concrete, resize(node, shape), is_leaf=lambda a: a is None)
     with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return target_of(node)(*args, **kwargs)
 
 
 def _part(value: Any, node: fx.Node, time: sympy.Symbol, parts: Sequence[tuple[int, int]]) -> Any:

@@ -300,7 +300,14 @@ def first(value: Any) -> Any:
 
 
 MOVES = frozenset(
-    {aten.reshape.default, aten.view.default, aten.expand.default, aten.unsqueeze.default, aten.transpose.int}
+    {
+        aten.reshape.default,
+        aten.view.default,
+        aten.expand.default,
+        aten.unsqueeze.default,
+        aten.transpose.int,
+        aten.permute.default,
+    }
 )
 """Operations that only arrange elements, or repeat them."""
 
@@ -310,6 +317,11 @@ _SHAPES = {
     aten._unsafe_view.default: 1,
     aten.expand.default: 1,
 }
+
+
+def target_of(node: fx.Node) -> Any:
+    """What ``node`` calls; a view as a reshape, since a part of a value may lie in memory otherwise than the whole."""
+    return aten.reshape.default if node.target in (aten.view.default, aten._unsafe_view.default) else node.target
 
 
 def resized(node: fx.Node, shape: Sequence[Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

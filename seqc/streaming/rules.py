@@ -19,7 +19,7 @@ from seqc.outside import is_size
 from seqc.streaming import attention, layers, positions, shifts, sums
 from seqc.streaming.commutes import commutes
 from seqc.streaming.demand import Demand, Everything, Plan, Window, refuse
-from seqc.streaming.derivation import MOVES, Derivation, Rule, first, resized
+from seqc.streaming.derivation import MOVES, Derivation, Rule, first, resized, target_of
 
 aten = torch.ops.aten
 
@@ -51,6 +51,7 @@ _OF_NEW: dict[Any, Rule] = {
     aten.matmul.default: attention.product,
     aten.bmm.default: attention.product,
     aten.tril.default: attention.triangle,
+    aten.triu.default: attention.triangle,
     aten.index.Tensor: positions.lookup,
 }
 
@@ -128,8 +129,8 @@ def _kept(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
 
 def _repeats(d: Derivation, node: fx.Node) -> bool:
-    """Whether the value is a smaller one repeated, or seen with one more axis: then that one is kept."""
-    if node.target is aten.unsqueeze.default:
+    """Whether the value is a smaller one repeated, or one with its axes in another order: then that one is kept."""
+    if node.target in (aten.unsqueeze.default, aten.transpose.int, aten.permute.default):
         return True
     while node.target in MOVES and isinstance(node.args[0], fx.Node):
         before = node.args[0]
@@ -159,7 +160,7 @@ def each_step(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
 
     def write(*new: Any) -> Any:
         args, kwargs = d.arguments(node, dict(zip(operands, new, strict=True)), d.shape(node, demand) if out else None)
-        return d.emit(node.target, *args, **kwargs)
+        return d.emit(target_of(node), *args, **kwargs)
 
     return Plan(tuple(needs), write)
 

@@ -19,7 +19,8 @@ aten = torch.ops.aten
 def delayed(d: Derivation, node: fx.Node, demand: Demand, axis: int, mode: Window) -> Plan:
     """A window that begins before the newest steps: the last elements of the steps before are a state."""
     if mode.stop > 0:
-        raise refuse(node, f"{mode.stop} later steps are read", "a delay would be needed")
+        what = "a later step is" if mode.stop == 1 else f"{mode.stop} later steps are"
+        raise refuse(node, f"{what} read", "pad in front by all that is read")
     if mode.start > 0:
         raise refuse(node, "a window that begins behind the first new step")
     base = Demand(tuple(NEW if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
@@ -131,8 +132,6 @@ def conv1d(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(node, "a convolution with a stride makes fewer steps of the sequence")
     reach = (int(arg["weight"].meta["val"].shape[2]) - 1) * int(dilation)
     window = Window(-int(padding), reach - int(padding), 0.0)
-    if window.stop > 0:
-        raise refuse(node, f"the convolution reads {window.stop} later steps", "pad it in front by all it reads back")
     modes = tuple(window if a == 2 else m for a, m in enumerate(d.newest(source).modes))
     others = [n for n in (arg["weight"], arg["bias"]) if isinstance(n, fx.Node)]
 

@@ -67,9 +67,12 @@ def attention_inputs(kind: str, per_key: bool, shared: bool) -> Inputs:
         key = torch.nn.functional.normalize(torch.randn(length, B, heads, K), dim=-1)
         if kind == "correlated":
             key = torch.nn.functional.normalize(key * 0.2 + 1.0, dim=-1)
+            rate = torch.full((length, B, H), 0.93)
+        else:
+            rate = 2 * torch.rand(length, B, H)
         return (
             torch.randn(length, B, heads, K), key, torch.randn(length, B, H, V), torch.randn(B, H, K, V),
-            decays(length, kind, B, H, K if per_key else 1).log(), decays(length, "plain", B, H),
+            decays(length, kind, B, H, K if per_key else 1).log(), rate,
         )  # fmt: skip
 
     return make
@@ -105,24 +108,26 @@ def cases() -> dict[str, tuple[str, Callable[..., Tensors], Inputs, bool]]:
                     attention_inputs(kind, per_key, False),
                     False,
                 )
-    found["linear_attention gated reverse"] = (
-        "linear_attention",
-        attention(True, False, True),
-        attention_inputs("plain", False, False),
-        True,
-    )
+    for rule, (decayed, delta) in {"gated": (True, False), "gated_delta": (True, True)}.items():
+        found[f"linear_attention {rule} reverse"] = (
+            "linear_attention",
+            attention(decayed, delta, True),
+            attention_inputs("plain", False, False),
+            True,
+        )
     found["linear_attention gated shared keys"] = (
         "linear_attention",
         attention(True, False, False),
         attention_inputs("plain", False, True),
         False,
     )
-    found["linear_attention delta correlated keys"] = (
-        "linear_attention",
-        attention(False, True, False),
-        attention_inputs("correlated", False, False),
-        False,
-    )
+    for rule, (decayed, delta) in {"delta": (False, True), "gated_delta": (True, True)}.items():
+        found[f"linear_attention {rule} correlated keys"] = (
+            "linear_attention",
+            attention(decayed, delta, False),
+            attention_inputs("correlated", False, False),
+            False,
+        )
     return found
 
 
@@ -143,7 +148,9 @@ def lowered(name: str, target: str, form: str, most: int | None = 65536) -> tupl
     return program, list(record.reasons)
 
 
-@pytest.mark.parametrize(("name", "form"), [(n, f) for n, case in CASES.items() for f in FORMS[case[0]]])
+@pytest.mark.parametrize(
+    ("name", "form"), [(n, f) for n, case in CASES.items() for f in FORMS[case[0]] if f != "standard"]
+)  # that one is tested in test_standard_scans
 def test_every_form_equals_the_reference(name: str, form: str) -> None:
     _, function, make, _ = CASES[name]
     if why := refusal(name, form):
@@ -162,15 +169,15 @@ def test_every_form_equals_the_reference(name: str, form: str) -> None:
 
 def refusal(name: str, form: str) -> str | None:
     """Why ``form`` does not take the case."""
-    if form == "chunked" and "delta" in name:
+    if form in ("chunked", "parallel_chunks") and "delta" in name:
         return "a form of their own"
-    if form == "chunked_delta" and "delta" not in name:
+    if form in ("chunked_delta", "parallel_delta") and "delta" not in name:
         return "not a delta rule"
-    if form == "parallel_chunks" and "delta" in name:
-        return "the delta rules mix the state"
-    if form != "sequential" and "linear_attention" in name and "reverse" in name:
-        return "walks forward only"
-    return "a decay for each key dimension" if "chunk" in form and "per key" in name else None
+    return (
+        "a decay for each key dimension"
+        if form.split("_")[0] in ("chunked", "parallel") and "per key" in name
+        else None
+    )
 
 
 def test_the_first_form_that_the_target_has_is_taken_and_the_refusals_are_said() -> None:
@@ -187,7 +194,13 @@ def test_a_form_that_the_target_lacks_cannot_be_forced() -> None:
         lowered("linear_attention linear plain", "onnx", "contrib")
 
 
-@pytest.mark.parametrize("name", ["linear_scan plain", "selective_scan plain", "linear_attention gated plain"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear_scan plain", "selective_scan plain", "linear_attention gated plain", "linear_attention delta plain",
+        "linear_attention gated_delta reverse",
+    ],
+)  # fmt: skip
 def test_a_target_that_avoids_loops_gets_forms_without_them(name: str) -> None:
     program, (reason,) = lowered(name, "tensorrt", "auto")
     assert "no loop" in reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import onnx
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seqc.backends.onnx import OPSETS, export
-from seqc.errors import UsageError
+from seqc.errors import UnsupportedOpError, UsageError
 from seqc.frontend.capture import capture
 from seqc.frontend.signature import bind
 from seqc.program import Program
@@ -63,11 +65,11 @@ def test_ir_version_is_the_least_that_carries_the_opset(layers: tuple[nn.Module,
     assert export(layers[1], opset).ir_version == least
 
 
-@pytest.mark.parametrize("opset", [17, 25])
+@pytest.mark.parametrize("opset", [17, 28])
 def test_other_opsets_are_refused(layers: tuple[nn.Module, Program], opset: int) -> None:
-    with pytest.raises(UsageError, match="18 to 24"):
+    with pytest.raises(UsageError, match="18 to 27"):
         export(layers[1], opset)
-    with pytest.raises(UsageError, match="18 to 24"):
+    with pytest.raises(UsageError, match="18 to 27"):
         get_target("onnx").check_opset(opset)
 
 
@@ -76,6 +78,25 @@ def test_target_asks_for_its_default_opset_where_none_is_given() -> None:
     assert target.check_opset(None) == target.default_opset
     assert target.check_opset(24) == 24
     assert all(set(t.opsets) <= set(OPSETS) and t.default_opset in t.opsets for t in TARGETS.values())
+
+
+def test_what_no_longer_exists_as_it_was_is_refused(
+    layers: tuple[nn.Module, Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("seqc.backends.onnx.finalize")
+    monkeypatch.setattr(module, "_redefined", lambda operator, opset: operator == "TopK")
+    with pytest.raises(UnsupportedOpError, match="TopK was redefined between opsets 25 and 26"):
+        export(layers[1], 26)
+    assert export(layers[1], 25).opset_imports[""] == 25
+
+
+def test_a_target_says_why_it_ends() -> None:
+    with pytest.raises(UsageError, match="18 to 26, not 27: by default ONNX Runtime refuses newer ones"):
+        get_target("ort-cpu").check_opset(27)
+    with pytest.raises(UsageError, match="not 28: ONNX Runtime, in which compiled models are checked, cannot load"):
+        get_target("onnx").check_opset(28)
+    with pytest.raises(UsageError, match=r"18 to 26, not 17$"):
+        get_target("ort-cpu").check_opset(17)
 
 
 def test_unknown_target_is_told_the_nearest() -> None:

@@ -21,6 +21,7 @@ import torch
 import seqc
 from seqc.backends.onnx import export
 from seqc.lowerings.lower import Lower
+from seqc.passes import DEFAULT
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
 from tests.benchmarks.scans import CASES, Calls, Case
@@ -28,11 +29,78 @@ from tests.benchmarks.scans import CASES, Calls, Case
 # What the builder lists beside kernels: calls on the host, and waits between streams.
 _NO_KERNELS = frozenset({"shape_call", "signal", "wait"})
 _LOOPS = frozenset({"Loop", "Scan"})
+
+
+class ComplexStates(torch.nn.Module):
+    """A diagonal recurrence in complex numbers, as in LRU and S5: 1024 states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_decay = torch.nn.Parameter(torch.linspace(-5.0, -1.0, 1024))
+        self.angle = torch.nn.Parameter(torch.rand(1024))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rate = torch.exp(torch.complex(-torch.exp(self.log_decay), self.angle))
+        h = torch.zeros(x.shape[0], 1024, dtype=torch.complex64)
+        out = []
+        for t in range(x.shape[1]):
+            h = rate * h + x[:, t]
+            out.append(h.real)
+        return torch.stack(out, 1)
+
+
+class DenseStates(torch.nn.Module):
+    """A dense state of 16 numbers for each of 256 channels, read before the update, as in SpaceTime."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.linalg.qr(torch.randn(16, 16))[0] * 0.99)
+        self.b, self.c = torch.nn.Parameter(torch.randn(256, 16)), torch.nn.Parameter(torch.randn(256, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.zeros(x.shape[0], 256, 16)
+        out = []
+        for t in range(x.shape[1]):
+            out.append((h * self.c).sum(-1))
+            h = h @ self.a + self.b * x[:, t].unsqueeze(-1)
+        return torch.stack(out, 1)
+
+
+class LiquidStates(torch.nn.Module):
+    """A decay that depends on the input, 16 states for each of 256 channels (liquid S4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.rand(256, 16))
+        self.b, self.c = torch.nn.Parameter(torch.randn(256, 16) * 0.1), torch.nn.Parameter(torch.randn(256, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.zeros(x.shape[0], 256, 16)
+        out = []
+        for t in range(x.shape[1]):
+            bu = self.b * x[:, t].unsqueeze(-1)
+            h = (self.a + bu) * h + bu
+            out.append((h * self.c).sum(-1))
+        return torch.stack(out, 1)
+
+
+LOOPS = {
+    "complex states, 1024": Case(
+        "recurrence", ComplexStates(), lambda length: (torch.randn(1, length, 1024),), (0,), 1
+    ),
+    "dense states, 256 x 16": Case("recurrence", DenseStates(), lambda length: (torch.randn(1, length, 256),), (0,), 1),
+    "liquid states, 256 x 16": Case(
+        "recurrence", LiquidStates(), lambda length: (torch.randn(1, length, 256),), (0,), 1
+    ),
+}
+"""Models whose loop is no op of its own, but affine in its states."""
+
 NAMES = (
     "diagonal, 2048",
     "selective scan, 1536 x 16",
     "scalar decay, 24 heads, 128 x 64, shared keys",
     "LSTM, 256 units",
+    *LOOPS,
 )
 
 
@@ -42,7 +110,9 @@ def write(case: Case, path: Path, longest: int) -> int:
     shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
     model = case.function if isinstance(case.function, torch.nn.Module) else Calls(case.function)
     program = seqc.trace(model, case.inputs(9), shapes)
-    run_passes(program, [Lower(TARGETS["tensorrt"])])
+    run_passes(
+        program, [*DEFAULT, Lower(TARGETS["tensorrt"])] if case.op == "recurrence" else [Lower(TARGETS["tensorrt"])]
+    )
     onnx = export(program)
     ir.save(onnx, path)
     return sum(node.op_type in _LOOPS for node in onnx.graph.all_nodes())
@@ -95,7 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             path = Path(folder) / "model.onnx"
-            loops = write(CASES[name], path, options.longest)
+            loops = write((CASES | LOOPS)[name], path, options.longest)
             results = context.Queue()
             process = context.Process(target=build, args=(str(path), options.length, options.longest, results))
             process.start()

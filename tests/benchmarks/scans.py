@@ -3,7 +3,8 @@
 ``python -m tests.benchmarks.scans [--lengths 1 64 512 2048 8192] [--rounds 7] [--only NAME ...]``
 
 Batch 1, float32, two threads, all forms of a row interleaved in one process, medians. A cell holds milliseconds and, in
-brackets, how many times slower than the best form of the row it is; ``*`` marks the form that seqc chooses.
+brackets, how many times slower than the best form of the row it is. The first column is what seqc chooses, which may go
+by length; ``torch`` is the op as a loop in eager PyTorch, ``C++`` a fused loop compiled at run time (:mod:`fused`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from seqc.backends.onnx import export
 from seqc.lowerings import FORMS
 from seqc.lowerings.lower import Lower
 from seqc.ops.gated_rnn import GATES
+from seqc.passes import FoldConstants
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
+from tests.benchmarks import fused
 from tests.benchmarks.timing import medians
 
 THREADS = 2
@@ -46,13 +49,15 @@ class Calls(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A recurrence of a real model's size: the op, and inputs of which those in ``timed`` have time as axis ``axis``."""
+    """A recurrence of a real model's size: the op, and inputs of which those in ``timed`` have time as axis
+    ``axis``; ``fused`` is it as one loop in C++, where there is one."""
 
     op: str
     function: Callable[..., Tensors]
     inputs: Callable[[int], Tensors]
     timed: tuple[int, ...]
     axis: int = 0
+    fused: Callable[..., Tensors] | None = None
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -96,6 +101,19 @@ def _conv(length: int) -> Tensors:
     return torch.randn(1, 1536, length), torch.randn(1536, 1, 4), torch.randn(1536)
 
 
+class Systems(nn.Module):
+    """A state space of complex diagonal states per channel, as S4D's."""
+
+    def __init__(self, channels: int, states: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(0.999 * torch.linalg.qr(torch.randn(channels, states, 2, 2))[0])
+        self.b, self.c = (nn.Parameter(torch.randn(channels, states, 2)) for _ in range(2))
+        self.d = nn.Parameter(torch.randn(channels))
+
+    def forward(self, u: torch.Tensor, state: torch.Tensor) -> Tensors:
+        return tuple(ops.lti_scan(self.a, self.b, self.c, self.d, u, state)[:1])
+
+
 class Cells(nn.Module):
     """A layer of gated cells with its input projection."""
 
@@ -116,37 +134,49 @@ def _cells(width: int) -> Callable[[int], Tensors]:
 
 ops = torch.ops.seqc
 CASES = {
-    "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1)),
-    "selective scan, 1536 x 16": Case("selective_scan", ops.selective_scan, _mamba, (0, 1, 3, 4)),
+    "diagonal, 2048": Case("linear_scan", ops.linear_scan, _diagonal, (0, 1), fused=fused.linear_scan),
+    "selective scan, 1536 x 16": Case(
+        "selective_scan", ops.selective_scan, _mamba, (0, 1, 3, 4), fused=fused.selective_scan
+    ),
     "scalar decay, 24 heads, 128 x 64, shared keys": Case(
         "linear_attention",
         lambda q, k, v, s, g, beta: ops.linear_attention(q, k, v, s, g, None),
         _attention(24, 128, 64, True),
         (0, 1, 2, 4, 5),
+        fused=fused.gated_attention,
     ),
     "scalar decay, 8 heads, 64 x 64": Case(
         "linear_attention",
         lambda q, k, v, s, g, beta: ops.linear_attention(q, k, v, s, g, None),
         _attention(8, 64, 64, False),
         (0, 1, 2, 4, 5),
+        fused=fused.gated_attention,
     ),
     "softmax scan, 8 heads of 64": Case(
         "softmax_scan",
         lambda s, v, d, m, u, w: _ratio(ops.softmax_scan(s, v, None, m, u, w)),
         _softmax((8, 1), (8, 64)),
         (0, 1),
+        fused=fused.weighted_mean(False),
     ),
     "softmax scan, 1024 channels, with decay": Case(
         "softmax_scan",
         lambda *given: _ratio(ops.softmax_scan(*given)),
         _softmax((1024,), (1024,)),
         (0, 1),
+        fused=fused.weighted_mean(True),
     ),
     "gated delta, 16 heads, 128 x 128": Case(
         "linear_attention",
         ops.linear_attention,
         _attention(16, 128, 128, False),
         (0, 1, 2, 4, 5),
+    ),
+    "time-invariant, 1024 x 32 complex": Case(
+        "lti_scan",
+        Systems(1024, 32),
+        lambda length: (torch.randn(length, 1, 1024), torch.zeros(1, 1024, 32, 2)),
+        (0,),
     ),
     "LSTM, 256 units": Case("gated_rnn", Cells("lstm", 256), _cells(256), (0,)),
     "GRU, 256 units": Case("gated_rnn", Cells("gru", 256), _cells(256), (0,)),
@@ -163,7 +193,7 @@ def compiled(case: Case, form: str | None) -> tuple[onnxruntime.InferenceSession
     model = case.function if isinstance(case.function, nn.Module) else Calls(case.function)
     program = seqc.trace(model, case.inputs(9), shapes)
     try:
-        (record,) = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form})])
+        record, _ = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form}), FoldConstants()])
     except seqc.errors.UnsupportedOpError:
         return None
     options = onnxruntime.SessionOptions()
@@ -181,6 +211,8 @@ def row(case: Case, sessions: dict[str, onnxruntime.InferenceSession], length: i
         feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=True)}
         candidates[form] = lambda s=session, f=feeds: s.run(None, f)
     candidates["torch"] = lambda: case.function(*given)
+    if case.fused is not None and fused.library() is not None:
+        candidates["C++"] = lambda: case.fused(*given)
     return medians(candidates, rounds)
 
 
@@ -199,14 +231,14 @@ def main() -> None:
         sessions = {form: pair[0] for form, pair in found.items() if pair is not None}
         chosen = compiled(case, None)
         assert chosen is not None
+        sessions = {f"chosen ({chosen[1]})": chosen[0], **sessions}
         print(name)
         for length in options.lengths:
             times = row(case, sessions, length, options.rounds)
             best = min(times[form] for form in sessions)
-            cells = [
-                f"{form}{'*' if form == chosen[1] else ''} {1e3 * t:.3f} ms ({t / best:.2f}x)"
-                for form, t in times.items()
-            ]
+            cells = [f"{form} {1e3 * t:.3f} ms ({t / best:.2f}x)" for form, t in times.items()]
+            if case.fused is not None and fused.library() is None:
+                cells.append("C++ not compiled: no g++ here")
             print(f"  length {length:5d}: {'; '.join(cells)}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+
+from seqc.runtime.ort import RELEASED_OPSET, unreleased_opset
 
 
 def checked(model: ir.Model) -> onnx.ModelProto:
@@ -22,7 +25,9 @@ def session(model: ir.Model) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    return ort.InferenceSession(checked(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    proto = checked(model)
+    with unreleased_opset() if model.opset_imports[""] > RELEASED_OPSET else contextlib.nullcontext():
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run(sess: ort.InferenceSession, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:

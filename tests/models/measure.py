@@ -83,9 +83,9 @@ def became(report: Mapping[str, Any]) -> str:
     """The classes in which the model's recurrences were recognised; "loop" where some were in none."""
     found: set[str] = set()
     for record in report["passes"]:
-        if record["name"] == "classify_recurrence":
-            for reason in record["reasons"]:
-                recognised = re.search(r" is a (\w+) \(", reason)
+        for reason in record["reasons"]:
+            recognised = re.search(r" is an? (\w+) \(", reason)
+            if record["name"] == "classify_recurrence" or (record["name"] == "fold_lti" and recognised):
                 found.add(recognised[1] if recognised else "loop")
     return ", ".join(sorted(found))
 

@@ -13,6 +13,7 @@ import seqc
 from seqc.cli.main import run
 from seqc.memory import nbytes, node_bytes
 from tests.models.measure import became, example
+from tests.models.onnx_count import op_counts
 from tests.models.zoo import ALL
 
 BECAME = {
@@ -30,6 +31,8 @@ BECAME = {
     "lstm_cell_loop": "gated_rnn",
     "gru_cell_loop": "gated_rnn",
     "loop_layers_inside": "gated_rnn",
+    "s4_recurrence": "lti_scan",
+    "hiss": "lti_scan",
 }
 
 
@@ -51,6 +54,18 @@ def test_a_target_with_its_own_operators_gets_its_fastest_form(name: str, form: 
     compiled.save(tmp_path / "artifact")
     domains = {node.domain for node in onnx.load(tmp_path / "artifact" / "model.onnx").graph.node}
     assert ("com.microsoft" in domains) == (form == "contrib")
+
+
+@pytest.mark.parametrize("name", ["s4d_recurrence", "lssl", "liquid_s4"])
+def test_affine_loops_become_none_where_a_target_avoids_them(name: str, tmp_path: Path) -> None:
+    zoo = ALL[name]
+    compiled = seqc.compile(zoo.build(), example(zoo), dynamic_shapes=zoo.dynamic_shapes, target="tensorrt")
+    assert compiled.report["check"]["ok"]
+    (record,) = [r for r in compiled.report["passes"] if r["name"] == "lower"]
+    assert any("recurrence as blocked: affine, " in reason for reason in record["reasons"])
+    compiled.save(tmp_path / "artifact")
+    counts = op_counts(tmp_path / "artifact" / "model.onnx")
+    assert counts["Scan"] == counts["Loop"] == 0
 
 
 def test_a_convolution_can_be_the_target_s_own_operator(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
         ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
     ),
     "mask added to scores": (
-        lambda x: (scores(x) + torch.full((x.shape[1], x.shape[1]), -1e38).triu(1)).softmax(-1) @ x,
+        lambda x: (scores(x) + torch.full((x.shape[1], x.shape[1]), -1e38).triu(1)).softmax(-1) @ (x + 1),
         list,
         ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
     ),
@@ -166,7 +166,7 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
         )
         .masked_fill(~lower(x.shape[1]), float("-inf"))
         .softmax(-1)
-        @ x,
+        @ (x + 1),
         lambda: [nn.Embedding(8, 1)],
         ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
     ),
@@ -195,9 +195,9 @@ AHEAD: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module]
     "convolution around the step": (
         lambda x, f: f(x.transpose(1, 2)).transpose(1, 2),
         lambda: [nn.Conv1d(D, D, 3, padding=1)],
-        "the convolution reads 1 later steps",
+        "a later step is read",
     ),
-    "step behind": (lambda x: F.pad(x, (0, 0, -1, 1)) + x, list, "1 later steps are read"),
+    "step behind": (lambda x: F.pad(x, (0, 0, -1, 1)) + x, list, "a later step is read"),
     "softmax over the sequence": (lambda x: x.softmax(1), list, "a softmax over the sequence reads later steps"),
     "attention without a mask": (
         lambda x: F.scaled_dot_product_attention(x, x, x),

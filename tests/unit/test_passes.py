@@ -21,7 +21,9 @@ def test_default_passes_satisfy_the_protocol_and_are_found_by_name() -> None:
         "sink_readouts",
         "sink",
         "causal_conv",
+        "fold_lti",
         "classify_recurrence",
+        "fuse_flips",
     ]
     assert list(BY_NAME) == [p.name for p in DEFAULT]
     for step in DEFAULT:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 import torch
+from onnxscript.function_libs.torch_lib.ops.core import aten_view
 
 from seqc.backends.onnx.emit import Translations, Value, constant, ints, op, rank, translates
 from seqc.backends.onnx.refusal import Unsupported
@@ -19,6 +20,12 @@ def copy(self: Value, src: Value, non_blocking: bool = False) -> Value:
     """torchlib returns ``src`` as it is; ATen broadcasts it to the shape of ``self``."""
     cast = op.Cast(src, to=self.dtype) if src.dtype != self.dtype else src
     return op.Identity(cast) if src.shape == self.shape else op.Expand(cast, op.Shape(self))
+
+
+@translates(TRANSLATIONS, aten.reshape.default)
+def reshape(self: Value, shape: Sequence[Value | int]) -> Value:
+    """torchlib takes an axis that is empty at run time for one to be copied from the input; not so in its view."""
+    return aten_view(self, shape)
 
 
 @translates(TRANSLATIONS, aten.squeeze.dims)

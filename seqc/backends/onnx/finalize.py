@@ -12,16 +12,23 @@ import onnxscript.optimizer
 import onnxscript.version_converter
 
 from seqc.backends.onnx.invariants import hoist
+from seqc.errors import UnsupportedOpError
 from seqc.program import Program
 
 # Constants of more elements are computed at run time rather than stored: a folded mask of [n, n] costs n*n in the file.
 _FOLD_LIMIT = 4096
 
+# The newest opset that onnxscript (0.7) converts to.
+_CONVERTED_TO = 25
+
+# Operators redefined since, of which all that was valid before means the same: Range takes more types.
+_WIDENED = frozenset({"Range"})
+
 
 def finalize(model: ir.Model, program: Program, opset: int) -> ir.Model:
     """Optimise ``model`` in place, declare ``opset``, give every value a unique name, keep only our metadata."""
     with _quiet():
-        onnxscript.version_converter.convert_version(model, opset)
+        _convert(model, opset)
         _name(model, program)  # the optimiser's shape inference goes by names and must not meet one twice
         onnxscript.optimizer.optimize_ir(
             model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
@@ -31,6 +38,28 @@ def finalize(model: ir.Model, program: Program, opset: int) -> ir.Model:
     _clean(model.graph, {})
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     return model
+
+
+def _convert(model: ir.Model, opset: int) -> None:
+    """Convert to ``opset``. Raises UnsupportedOpError where an operator became another one in an opset not converted to."""
+    onnxscript.version_converter.convert_version(model, min(opset, _CONVERTED_TO))
+    if opset <= _CONVERTED_TO:
+        return
+    for node in model.graph.all_nodes():
+        if node.domain == "":
+            if node.op_type not in _WIDENED and _redefined(node.op_type, opset):
+                raise UnsupportedOpError(f"{node.op_type} was redefined between opsets {_CONVERTED_TO} and {opset}")
+            node.version = opset
+    model.graph.opset_imports[""] = opset
+
+
+def _redefined(operator: str, opset: int) -> bool:
+    """Whether the operator existed where conversion ends, and is another one in ``opset``."""
+    try:
+        before = onnx.defs.get_schema(operator, _CONVERTED_TO)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(before.since_version != onnx.defs.get_schema(operator, opset).since_version)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

@@ -18,9 +18,10 @@ import torch.fx as fx
 
 import seqc
 from seqc import _torch
-from seqc.backends.onnx import aten_fixes, contrib, left_padded_conv, recurrence
+from seqc.backends.onnx import aten_fixes, choose, contrib, left_padded_conv, recurrence
 from seqc.backends.onnx.refusal import Refusals, innermost_reason
 from seqc.errors import UnsupportedModelError
+from seqc.ops.choose import is_choice
 from seqc.ops.recurrence import is_recurrence
 from seqc.program import Program, module_path, source_line
 
@@ -89,6 +90,8 @@ class Translator:
         try:
             if is_recurrence(node):
                 values[node.name] = recurrence.lower(self, node, graph, values)
+            elif is_choice(node):
+                values[node.name] = choose.lower(self, node, graph, values)
             elif node.target is torch.ops.seqc.left_padded_conv.default:
                 values[node.name] = left_padded_conv.lower(self, node, graph, values)
             elif node.target in contrib.WRITERS:

@@ -1,0 +1,129 @@
+"""Forms chosen by the number of steps: in the graph, or when the model is compiled where the number is known then."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+import torch
+
+import seqc
+from seqc.backends.onnx import export
+from seqc.lowerings.chunked_attention import CHUNK
+from seqc.lowerings.lower import Lower
+from seqc.memory import peak_activations
+from seqc.ops.choose import choice, is_choice
+from seqc.ops.recurrence import is_recurrence
+from seqc.pipeline import run_passes
+from seqc.program import Program
+from seqc.target import TARGETS
+from seqc.text import text
+from seqc.verify import verify
+from tests.backends.test_lowerings import CASES, Calls, lowered
+from tests.helpers.onnx import assert_same, run, session
+
+LENGTHS = (1, 2, 3, 4, CHUNK - 1, CHUNK, CHUNK + 1, 257)
+ops = torch.ops.seqc
+
+
+def nested(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph.all_nodes()]
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "form", "few"),
+    [
+        ("linear_attention gated plain", "ort-cpu", "chunked", "contrib"),
+        ("linear_attention gated extreme", "onnx", "chunked", "sequential"),
+        ("linear_attention linear plain", "ort-cpu", "chunked", "contrib"),
+        ("linear_attention delta correlated keys", "onnx", "chunked_delta", "sequential"),
+    ],
+)
+def test_a_chunked_form_leaves_short_sequences_to_another(name: str, target: str, form: str, few: str) -> None:
+    program, (reason,) = lowered(name, target, "auto")
+    assert f"linear_attention as {form}: " in reason and f", but {few} for at most {CHUNK - 1} steps" in reason
+    verify(program)
+    model = export(program)
+    assert [node.op_type for node in model.graph].count("If") == 1
+    compiled, (_, function, make, _) = session(model), CASES[name]
+    for length in LENGTHS:
+        torch.manual_seed(length)
+        given = make(length)
+        expected = [x.float() for x in function(*(x.double() for x in given))]
+        assert_same(run(compiled, given), expected, 2e-5)
+        assert_same([x.numpy() for x in program(*given)], expected, 2e-5)
+
+
+def test_a_softmax_scan_of_few_steps_is_one_loop() -> None:
+    def call(score: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        heads = score.shape[1:]
+        top, none = torch.full(heads, float("-inf")), torch.zeros(heads)
+        found = ops.softmax_scan(score, value, None, top, torch.zeros(value.shape[1:]), none)
+        return found[1] / found[2], found[3]
+
+    def inputs(length: int) -> tuple[torch.Tensor, ...]:
+        return 3 * torch.randn(length, 1, 2, 1), torch.randn(length, 1, 2, 4)
+
+    program = seqc.trace(Calls(call), inputs(5), [{0: "sequence"}] * 2)
+    (record,) = run_passes(program, [Lower(TARGETS["ort-cpu"])])
+    assert (
+        "softmax_scan as contrib: " in record.reasons[0] and ", but sequential for at most 3 steps" in record.reasons[0]
+    )
+    compiled = session(export(program))
+    for length in LENGTHS:
+        given = inputs(length)
+        assert_same(run(compiled, given), call(*given), 2e-6)
+
+
+@pytest.mark.parametrize(("length", "form"), [(5, "LinearAttention"), (1, "LinearAttention"), (2 * CHUNK, "Scan")])
+def test_a_length_that_is_known_is_decided_at_compile_time(length: int, form: str) -> None:
+    _, function, make, _ = CASES["linear_attention gated plain"]
+    program = seqc.trace(Calls(function), make(length), [{1: "batch"}] * 3 + [{0: "batch"}] + [{1: "batch"}] * 2)
+    run_passes(program, [Lower(TARGETS["ort-cpu"])])
+    operators = nested(export(program))
+    assert {"If", "LinearAttention", "Scan"} & set(operators) == {form}
+    given = make(length)
+    assert_same(run(session(export(program)), given), [x.float() for x in function(*(x.double() for x in given))], 2e-5)
+
+
+def test_a_single_step_is_written_without_a_loop() -> None:
+    _, function, make, _ = CASES["linear_scan extreme reverse"]
+    given = make(1)
+    program = seqc.trace(Calls(function), given, [{1: "batch"}, {1: "batch"}, {0: "batch"}])
+    run_passes(program, [Lower(TARGETS["onnx"])])
+    assert not any(is_recurrence(node) for node in program.graph.nodes)
+    assert_same(run(session(export(program)), given), function(*given), 1e-6)
+
+
+def test_a_form_that_is_asked_for_is_taken_at_every_length() -> None:
+    program, (reason,) = lowered("linear_attention gated plain", "ort-cpu", "chunked")
+    assert "but" not in reason and not choices(program)
+
+
+def test_a_form_for_few_steps_that_refuses_gives_way_to_the_next() -> None:
+    """contrib has no float64."""
+    _, function, make, _ = CASES["linear_attention gated plain"]
+    given = tuple(x.double() for x in make(5))
+    program = seqc.trace(Calls(function), given, [{0: "sequence"}] * 3 + [{}] + [{0: "sequence"}] * 2)
+    (record,) = run_passes(program, [Lower(TARGETS["ort-cpu"])])
+    assert "chunked: " in record.reasons[0] and f"but sequential for at most {CHUNK - 1} steps" in record.reasons[0]
+    assert_same(run(session(export(program)), given), function(*given), 1e-12)
+
+
+def test_bodies_hold_no_weights_and_are_printed_and_counted() -> None:
+    program, _ = lowered("linear_attention gated plain", "ort-cpu", "auto")
+    (node,) = choices(program)
+    chosen = choice(node)
+    for body in chosen.bodies:
+        assert not list(body.parameters()) and not list(body.buffers())
+    printed = text(program)
+    assert "choose(%" in printed and f" <= {CHUNK - 1}) {{" in printed and "} else {" in printed
+    assert peak_activations(program, {"sequence": 1024, "batch": 1}).bytes > 0
+    broken = program.copy()
+    (node,) = choices(broken)
+    node.args = (*node.args[:4], node.args[4][1:])
+    with pytest.raises(Exception, match=r"values, .* are given"):
+        verify(broken)
+
+
+def choices(program: Program) -> list:
+    return [node for node in program.graph.nodes if is_choice(node)]

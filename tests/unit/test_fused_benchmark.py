@@ -1,0 +1,27 @@
+"""The C++ loops that benchmarks compare with compute what the ops compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.benchmarks import fused
+from tests.benchmarks.scans import CASES
+
+
+@pytest.mark.skipif(fused.library() is None, reason="no g++ here")
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.fused is not None])
+def test_a_fused_loop_equals_the_op(name: str) -> None:
+    case = CASES[name]
+    assert case.fused is not None
+    for length in (1, 5):
+        torch.manual_seed(length)
+        given = case.inputs(length)
+        expected = case.function(*(x.double() for x in given))[0]
+        (found,) = case.fused(*given)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert fused.library.__wrapped__() is None
