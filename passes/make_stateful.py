@@ -108,10 +108,14 @@ def _initial(d: Derivation, slot: Slot) -> torch.Tensor:
     try:
         first, second = (Concrete(d.source.weights, at).value(slot.initial) for at in (one, two))
     except KeyError:
-        raise UnsupportedModelError(f"no streaming form: the first state at {place_of(slot.origin)} is computed from an input") from None
+        raise UnsupportedModelError(
+            f"no streaming form: the first state at {place_of(slot.origin)} is computed from an input"
+        ) from None
     result: torch.Tensor = first.expand(shape).contiguous()
     if not torch.equal(second, result.repeat([b // a for a, b in zip(result.shape, second.shape, strict=True)])):
-        raise UnsupportedModelError(f"no streaming form: the first states of the streams differ, at {place_of(slot.origin)}")
+        raise UnsupportedModelError(
+            f"no streaming form: the first states of the streams differ, at {place_of(slot.origin)}"
+        )
     return result
 
 
@@ -119,5 +123,7 @@ def _batch_axis(d: Derivation, slot: Slot, time: Dim) -> int | None:
     others = {x.symbol for x in d.source.dims} - {time.symbol}
     axes = [a for a, s in enumerate(slot.placeholder.meta["val"].shape) if _torch.size_expr(s).free_symbols & others]
     if len(axes) > 1:
-        raise UnsupportedModelError(f"no streaming form: a state at {place_of(slot.origin)} has several axes of streams")
+        raise UnsupportedModelError(
+            f"no streaming form: a state at {place_of(slot.origin)} has several axes of streams"
+        )
     return axes[0] if axes else None

@@ -131,6 +131,14 @@ _SHAPE_RULES: dict[Any, Callable[..., Any]] = {
 }
 
 
+def shape_rule(target: Any) -> Any:
+    """What to call on fake tensors for the shape of ``target``'s result: for most operations themselves.
+
+    With torch's Python dispatcher a recurrent layer is a loop over its time, and its length a literal.
+    """
+    return _SHAPE_RULES[target] if target in _RECURRENT_LAYERS else target
+
+
 @contextlib.contextmanager
 def _shape_rules() -> Iterator[None]:
     """Shape rules for ops whose decompositions give wrong shapes where a symbolic size is read as its traced value.

@@ -68,7 +68,9 @@ class Compiled:
 
     def save(self, directory: str | Path) -> Path:
         """Write the artifact; the directory appears complete or not at all. Raises ArtifactError."""
-        return write_artifact(directory, self.model, self.manifest, self.report, text(self.program), step=self.step_model)
+        return write_artifact(
+            directory, self.model, self.manifest, self.report, text(self.program), step=self.step_model
+        )
 
     @property
     def session(self) -> Session:

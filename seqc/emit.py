@@ -58,7 +58,7 @@ class Emitter:
     def compute(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         """The fake value of a call on nodes and literals; raises what the operation raises on wrong shapes."""
         with _torch.faking(self.mode), torch.no_grad():
-            return target(*value_of(args), **value_of(kwargs))
+            return _torch.shape_rule(target)(*value_of(args), **value_of(kwargs))
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Write ``target(*args, **kwargs)``."""

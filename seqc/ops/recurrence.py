@@ -96,7 +96,7 @@ class Propagate(fx.Interpreter):
         if target is choose:
             _, long, *_, operands = args
             return tuple(Propagate(long).run(*operands))
-        return super().call_function(target, args, kwargs)
+        return super().call_function(_torch.shape_rule(target), args, kwargs)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
     def write(q: fx.Node, k: fx.Node, v: fx.Node, *given: fx.Node) -> fx.Node:
         allowed = given[0] if given else _before(d)
-        return d.emit(node.target, q, k, v, allowed, arg["dropout_p"], False, scale=arg["scale"], enable_gqa=arg["enable_gqa"])
+        return d.emit(
+            node.target, q, k, v, allowed, arg["dropout_p"], False, scale=arg["scale"], enable_gqa=arg["enable_gqa"]
+        )
 
     return Plan(tuple(needs), write)
 

@@ -59,9 +59,7 @@ def first_states(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[t
         for axis, size in enumerate(port.shape):
             if isinstance(size, str) and size != steps:
                 rows = inputs[port.name].shape[axis]
-    return [
-        s.initial if s.batch_axis is None else torch.cat([s.initial] * rows, s.batch_axis) for s in program.states
-    ]
+    return [s.initial if s.batch_axis is None else torch.cat([s.initial] * rows, s.batch_axis) for s in program.states]
 
 
 def states_json(program: Program) -> list[dict[str, Any]]:

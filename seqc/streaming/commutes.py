@@ -120,7 +120,9 @@ def _part(value: Any, node: fx.Node, time: sympy.Symbol, parts: Sequence[tuple[i
     return _part_of(value, fake, time, parts)
 
 
-def _part_of(value: torch.Tensor, fake: torch.Tensor, time: sympy.Symbol, parts: Sequence[tuple[int, int]]) -> torch.Tensor:
+def _part_of(
+    value: torch.Tensor, fake: torch.Tensor, time: sympy.Symbol, parts: Sequence[tuple[int, int]]
+) -> torch.Tensor:
     over = [a for a, size in enumerate(fake.shape) if time in _symbols(size)]
     for axis, part in zip(over, parts, strict=True):
         value = _narrow(value, axis, part)

@@ -2,10 +2,10 @@
 
 First, from the outputs back to the inputs, what is wanted of each value is collected (:mod:`seqc.streaming.demand`): the
 newest steps of it, a window that reaches further back, or everything so far. Each operation says what it needs of its
-operands for that (:mod:`seqc.streaming.rules`). Where a window reaches back, its last elements become a state; where everything is
-wanted of computed values, they are kept, and grow; values that depend on positions alone are computed anew. Then the
-operations are written, from the inputs on. What no rule and no trial (:mod:`seqc.streaming.commutes`) shows to be computable
-step by step is refused with its source line.
+operands for that (:mod:`seqc.streaming.rules`). Where a window reaches back, its last elements become a state; where
+everything is wanted of computed values, they are kept, and grow; values that depend on positions alone are computed anew.
+Then the operations are written, from the inputs on. What no rule and no trial (:mod:`seqc.streaming.commutes`) shows to be
+computable step by step is refused with its source line.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Derivation:
         self._sizes: dict[Any, Any] = {}
         self._shared: dict[Any, Any] = {}
         for node in source.placeholders:
-            self.inputs[node] = self.placeholder(node.name, self._shape(node, self.newest(node)), node.meta["val"].dtype)
+            self.inputs[node] = self.placeholder(
+                node.name, self._shape(node, self.newest(node)), node.meta["val"].dtype
+            )
 
     # -- the source graph --------------------------------------------------------------------------------------------
 
@@ -186,14 +188,20 @@ class Derivation:
         """A fake tensor of a shape given as expressions."""
         hints = {**{d.symbol: d.traced for d in self.source.dims}, self.past: 13}
         env = self.source.fake_mode.shape_env
-        sizes = [_torch.symint(env, e, int(e.subs(hints))) if not e.is_Integer else int(e) for e in map(sympy.sympify, exprs)]
+        sizes = [
+            _torch.symint(env, e, int(e.subs(hints))) if not e.is_Integer else int(e) for e in map(sympy.sympify, exprs)
+        ]
         result: torch.Tensor = self.emit.compute(lambda: torch.empty(sizes, dtype=dtype))
         return result
 
     def placeholder(self, name: str, exprs: Sequence[Any], dtype: torch.dtype) -> fx.Node:
         """A new input of the new graph."""
         last = next((n for n in reversed(self.gm.graph.nodes) if n.op == "placeholder"), None)
-        place = self.gm.graph.inserting_after(last) if last else self.gm.graph.inserting_before(next(iter(self.gm.graph.nodes)))
+        place = (
+            self.gm.graph.inserting_after(last)
+            if last
+            else self.gm.graph.inserting_before(next(iter(self.gm.graph.nodes)))
+        )
         with place:
             node = self.gm.graph.placeholder(name)
         node.meta["val"] = self.fake(exprs, dtype)
@@ -207,7 +215,15 @@ class Derivation:
 
     # -- states ------------------------------------------------------------------------------------------------------
 
-    def slot(self, kind: str, origin: fx.Node, exprs: Sequence[Any], dtype: torch.dtype, initial: fx.Node | float, grows: int | None = None) -> Slot:
+    def slot(
+        self,
+        kind: str,
+        origin: fx.Node,
+        exprs: Sequence[Any],
+        dtype: torch.dtype,
+        initial: fx.Node | float,
+        grows: int | None = None,
+    ) -> Slot:
         """A new state. ``initial`` is a number or a node of the source."""
         slot = Slot(kind, origin, self.placeholder(f"state_{len(self.slots)}", exprs, dtype), initial, grows)
         self.slots.append(slot)
@@ -275,9 +291,20 @@ class Derivation:
             operands = [self.new(n, d) for n, d in plan.needs]
             with self.emit.of(node):
                 self.written[key] = plan.write(*operands)
+            self._check(node, demand, self.written[key])
         return self.written[key]
 
-    def arguments(self, node: fx.Node, operands: dict[fx.Node, Any], shape: Sequence[Any] | None = None) -> tuple[Any, Any]:
+    def _check(self, node: fx.Node, demand: Demand, new: Any) -> None:
+        """What was written has the shape that was wanted."""
+        if isinstance(new, fx.Node) and isinstance(new.meta["val"], torch.Tensor) and self.axes(node):
+            found = [_torch.size_expr(s) for s in new.meta["val"].shape]
+            wanted = [sympy.sympify(e).subs(self.time, self.steps) for e in self._shape(node, demand)]
+            if len(found) != len(wanted) or any(sympy.expand(a - b) != 0 for a, b in zip(found, wanted, strict=True)):
+                raise refuse(node, f"it was written with shape {found}, not {wanted}")
+
+    def arguments(
+        self, node: fx.Node, operands: dict[fx.Node, Any], shape: Sequence[Any] | None = None
+    ) -> tuple[Any, Any]:
         """The arguments of ``node`` with new nodes for the old; ``shape`` is put where they state the result's."""
         args, kwargs = resized(node, shape)
 
@@ -333,4 +360,3 @@ def resized(node: fx.Node, shape: Sequence[Any] | None) -> tuple[tuple[Any, ...]
 
 
 Rule = Callable[[Derivation, fx.Node, Demand], Plan | None]
-

@@ -32,7 +32,9 @@ def recurrence_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     trip = _torch.size_expr(loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip)
     if trip != d.time:
         if d.time in trip.free_symbols:
-            raise refuse(node, f"a loop of {d.source.size_of(loop.trip.meta['val'])} steps, not one for each of the sequence")
+            raise refuse(
+                node, f"a loop of {d.source.size_of(loop.trip.meta['val'])} steps, not one for each of the sequence"
+            )
         raise refuse(node, "a loop over another axis, whose states are sequences, has no streaming form yet")
     if loop.reverse:
         raise refuse(node, "the loop walks from the end of the sequence")

@@ -13,7 +13,7 @@ from seqc.dependence import ancestors
 from seqc.outside import is_size
 from seqc.program import flat_args
 from seqc.streaming.concrete import SHAPE_ONLY
-from seqc.streaming.demand import Demand, Plan, Window, refuse
+from seqc.streaming.demand import Demand, Plan, Window
 from seqc.streaming.derivation import Derivation
 
 aten = torch.ops.aten
@@ -85,7 +85,10 @@ def filled(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
 def _even(d: Derivation, node: fx.Node) -> tuple[torch.Tensor, int] | None:
     """(value at position 0, what each position adds), where the value is that at every length; axes of size 1 do not vary."""
     value = node.meta["val"]
-    whole = value.dtype in (torch.int64, torch.int32, torch.bool) or node.target in (aten.arange.default, aten.arange.start)
+    whole = value.dtype in (torch.int64, torch.int32, torch.bool) or node.target in (
+        aten.arange.default,
+        aten.arange.start,
+    )
     if not whole:
         return None
     length = _enough(node)

@@ -169,7 +169,9 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return list(dict.fromkeys(n for n in node.all_input_nodes if not is_size(n)))
 
 
-def _axes(d: Derivation, node: fx.Node, over: list[fx.Node], out: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]] | None:
+def _axes(
+    d: Derivation, node: fx.Node, over: list[fx.Node], out: tuple[int, ...]
+) -> dict[fx.Node, tuple[int, ...]] | None:
     """For each operand with axes over time, which axes of the result these are; None where steps are mixed."""
     if any(len(d.axes(n)) > len(out) for n in over):
         return None
@@ -185,4 +187,3 @@ def _axes(d: Derivation, node: fx.Node, over: list[fx.Node], out: tuple[int, ...
         if commutes(node, axes, d.time, sizes, d.source.weights, resized):
             return axes
     return None
-

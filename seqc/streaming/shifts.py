@@ -50,11 +50,12 @@ def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         return _part(d, node, source, axis, _expr(arg["start"] or 0), demand)
     start = _expr(arg["start"] or 0)
     if not start.is_Integer or start < 0 or arg["step"] != 1:
-        raise refuse(node, "a part of the sequence that begins at its end, or leaves steps out, is no sequence of steps")
+        raise refuse(
+            node, "a part of the sequence that begins at its end, or leaves steps out, is no sequence of steps"
+        )
     if isinstance(mode, Everything):
-        if start != 0 or d.expected(node.meta["val"].shape[axis], mode) != d.total():
-            raise refuse(node, "everything is read of a part of the sequence")
-        return Plan(((source, demand),), lambda new: new)
+        whole = start == 0 and _torch.size_expr(source.meta["val"].shape[axis]) == d.time
+        return Plan(((source, demand),), lambda new: new) if whole else None
     extra = sympy.expand(_torch.size_expr(node.meta["val"].shape[axis]) - d.time)
     if not extra.is_Integer or mode.stop > extra:
         raise refuse(node, "steps are read that the slice has left out")
@@ -78,7 +79,7 @@ def _expr(value: Any) -> Any:
 
 
 def pad(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
-    """Constants put in front of the sequence, or steps cut off there."""
+    """Constants put in front of the sequence, or steps cut off there; None where the result is what has to be kept."""
     arg = named_args(node)
     source, widths, rank = arg["self"], list(arg["pad"]), node.meta["val"].dim()
     over = d.axes(source)
@@ -90,18 +91,18 @@ def pad(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     axis = padded[0]
     before = widths[2 * (rank - 1 - axis)]
     mode = demand.modes[axis]
-    if not isinstance(before, int) or not isinstance(mode, Window):
-        raise refuse(node, "padding whose size depends on the sequence, or of which everything is read")
+    if not isinstance(before, int):
+        raise refuse(node, "padding whose size depends on the sequence")
     fill = arg["value"] or 0.0
-    if before > 0 and mode.start < 0 and mode.fill != fill:
-        raise refuse(node, "padding in front of padding with another constant")
+    if not isinstance(mode, Window) or (before > 0 and mode.start < 0 and mode.fill != fill):
+        return None
     moved = Window(mode.start - before, mode.stop - before, fill if before > 0 else mode.fill)
     need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
     return Plan(((source, need),), lambda new: new)
 
 
 def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
-    """Constants put in front of the sequence by cat."""
+    """Constants put in front of the sequence by cat; None where the result is what has to be kept."""
     arg = named_args(node)
     parts, axis = list(arg["tensors"]), arg["dim"] % node.meta["val"].dim()
     mode = demand.modes[axis] if demand.modes else None
@@ -111,11 +112,11 @@ def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     index = parts.index(over[0]) if over else 0
     if len(over) != 1 or not all(d.is_fixed(p) for p in parts[:index]):
         raise refuse(node, "parts of the sequence are put together in another order")
-    if not isinstance(mode, Window):
-        raise refuse(node, "everything is read of a sequence with something put in front of it")
+    if index > 1:
+        raise refuse(node, "several constants in front of the sequence")
     count = sum(int(p.meta["val"].shape[axis]) for p in parts[:index])
-    if index > 1 or mode.start > 0 or (count and mode.start < 0):
-        raise refuse(node, "several constants in front of the sequence, or a window beyond them")
+    if not isinstance(mode, Window) or mode.start > 0 or (count and mode.start < 0):
+        return None
     moved = Window(mode.start - count, mode.stop - count, parts[0] if count else mode.fill)
     need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
     return Plan(((over[0], need),), lambda new: new)
@@ -127,7 +128,7 @@ def conv1d(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     source = arg["input"]
     if d.axes(source) != (2,):
         return None
-    stride, padding, dilation = (list(arg[k])[0] for k in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (next(iter(arg[k])) for k in ("stride", "padding", "dilation"))
     if stride != 1:
         raise refuse(node, "a convolution with a stride makes fewer steps of the sequence")
     reach = (int(arg["weight"].meta["val"].shape[2]) - 1) * int(dilation)

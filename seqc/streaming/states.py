@@ -31,7 +31,11 @@ def names(slots: list[Slot], layer_of: dict[int, int]) -> list[tuple[str, str]]:
             n += 1
             unique = f"{stem}_{n}"
         taken.add(unique)
-        found.append((f"past_{unique}", f"present_{unique}") if slot.kind == "position" else (f"past_key_values.{unique}", f"present.{unique}"))
+        found.append(
+            (f"past_{unique}", f"present_{unique}")
+            if slot.kind == "position"
+            else (f"past_key_values.{unique}", f"present.{unique}")
+        )
     return found
 
 

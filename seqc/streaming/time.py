@@ -17,5 +17,7 @@ def time_of(program: Program, name: str | None = None) -> Dim:
         return chosen[0]
     if len(found) != 1:
         listed = ", ".join(d.name for d in found) or "none"
-        raise UsageError(f"a streaming model has one dimension of steps; here: {listed} (batch dimensions say so by name)")
+        raise UsageError(
+            f"a streaming model has one dimension of steps; here: {listed} (batch dimensions say so by name)"
+        )
     return found[0]

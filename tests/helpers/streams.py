@@ -9,13 +9,17 @@ import torch
 from seqc.program import Program
 
 
-def in_pieces(program: Program, inputs: dict[str, torch.Tensor], seed: int = 0, steps: int | None = None) -> list[torch.Tensor]:
+def in_pieces(
+    program: Program, inputs: dict[str, torch.Tensor], seed: int = 0, steps: int | None = None
+) -> list[torch.Tensor]:
     """The outputs over all steps of ``inputs``, taken ``steps`` at a time, or few at random.
 
     Inputs and outputs have the batch at axis 0 and the sequence at axis 1; outputs without it are those of the last piece.
     """
     rows, length = next(iter(inputs.values())).shape[:2]
-    states = [s.initial if s.batch_axis is None else torch.cat([s.initial] * rows, s.batch_axis) for s in program.states]
+    states = [
+        s.initial if s.batch_axis is None else torch.cat([s.initial] * rows, s.batch_axis) for s in program.states
+    ]
     generator = random.Random(seed)
     pieces: list[tuple[torch.Tensor, ...]] = []
     at = 0
@@ -28,6 +32,8 @@ def in_pieces(program: Program, inputs: dict[str, torch.Tensor], seed: int = 0, 
         states = list(results[split:])
         at += count
     return [
-        pieces[-1][i] if port.shape[1:2] and isinstance(port.shape[1], int) and not steps else torch.cat([p[i] for p in pieces], 1)
+        pieces[-1][i]
+        if port.shape[1:2] and isinstance(port.shape[1], int) and not steps
+        else torch.cat([p[i] for p in pieces], 1)
         for i, port in enumerate(program.own_outputs)
     ]

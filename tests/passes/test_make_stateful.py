@@ -128,9 +128,11 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
         ["past_position[]"],
     ),
     "scaled_dot_product_attention, is_causal": (
-        lambda x: F.scaled_dot_product_attention(heads(x), heads(x) * 2, heads(x) + 1, is_causal=True)
-        .transpose(1, 2)
-        .reshape(x.shape),
+        lambda x: (
+            F.scaled_dot_product_attention(heads(x), heads(x) * 2, heads(x) + 1, is_causal=True)
+            .transpose(1, 2)
+            .reshape(x.shape)
+        ),
         list,
         ["past_key_values.0.key[batch, 2, past, 2]", "past_key_values.0.value[batch, 2, past, 2]", "past_position[]"],
     ),
@@ -161,12 +163,11 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
     ),
     "bias by relative positions": (
         lambda x, f: (
-            scores(x)
-            + f((torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])).clamp(0, 7)).squeeze(-1)
-        )
-        .masked_fill(~lower(x.shape[1]), float("-inf"))
-        .softmax(-1)
-        @ (x + 1),
+            (scores(x) + f((torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])).clamp(0, 7)).squeeze(-1))
+            .masked_fill(~lower(x.shape[1]), float("-inf"))
+            .softmax(-1)
+            @ (x + 1)
+        ),
         lambda: [nn.Embedding(8, 1)],
         ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
     ),
@@ -251,7 +252,10 @@ def test_a_loop_goes_on_from_its_states() -> None:
     program = seqc.trace(model, (torch.randn(2, 9, D),))
     one = program.copy()
     MakeStateful()(program)
-    assert [s.name for s in program.states] == ["past_key_values.0.recurrent_state", "past_key_values.0.recurrent_state_2"]
+    assert [s.name for s in program.states] == [
+        "past_key_values.0.recurrent_state",
+        "past_key_values.0.recurrent_state_2",
+    ]
     check(model, program)
     MakeStateful(steps=1)(one)
     verify(one)
