@@ -27,10 +27,11 @@ class Lowering:
 
     ``write(emit, node, **settings)`` writes it in front of ``node`` and returns a node for each result, or None where
     ``node`` stays as it is; it raises Refused where it would not be right or not run. ``why`` says what the form is, a
-    function of the node where that depends on what the node computes. ``domains`` are the ONNX operator domains it needs besides the standard one: a target that lacks one is not offered it. ``opset`` is the
-    first ONNX opset with the operators it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "".
-    ``short`` names forms that are faster for at most ``most`` steps: the first that the target has is taken for those, chosen
-    in the graph; ``timed`` is the argument with time at axis 0.
+    function of the node where that depends on what the node computes. ``domains`` are the ONNX operator domains it needs
+    besides the standard one: a target that lacks one is not offered it. ``opset`` is the first ONNX opset with the operators
+    it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "". ``short`` names forms that are
+    faster for at most ``most`` steps: the first that the target has is taken for those, chosen in the graph; ``timed`` is
+    the argument with time at axis 0.
 
     A form that is read off what a loop's body happens to compute is compared with the loop before it is used: on random
     numbers in float64, over at least ``confirmed_over`` steps (None: not compared), to a relative error of ``agreement``.
