@@ -75,18 +75,23 @@ class Lower:
     def _caveat(self) -> str:
         return "" if self.target.measured else f"; not measured on {self.target.name!r}"
 
-    def _each(self, program: Program, emit: Emitter, nodes: list[fx.Node]) -> int:
+    def _each(self, program: Program, emit: Emitter, nodes: list[fx.Node], of_form: bool = False) -> int:
+        """Lower ``nodes``; ``of_form``: they are what a form was written with, where a loop is none that the model has."""
         changes = 0
         for node in nodes:
             if is_recurrence(node) and (emit.gm is not program.graph_module or is_branch(node)):
                 continue  # what stands in a loop's body stays in it
+            if not node.users:
+                continue  # a form was written from it, and is read in its place
             if forms := forms_of(_op_name(node), self.target):
                 mark = emit.mark()
-                if self._lower(program, emit, node, forms):
-                    changes += 1 + self._each(program, emit, emit.since(mark))
+                if self._lower(program, emit, node, forms, of_form):
+                    changes += 1 + self._each(program, emit, emit.since(mark), True)
         return changes
 
-    def _lower(self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...]) -> bool:
+    def _lower(
+        self, program: Program, emit: Emitter, node: fx.Node, forms: tuple[Lowering, ...], of_form: bool
+    ) -> bool:
         """Whether ``node`` was written in another form."""
         where = place_of(node)
         short = forms[0].op.removeprefix("seqc::")
@@ -121,6 +126,8 @@ class Lower:
                 emit.undo(mark)
                 refusals.append(f"{form.name}: {reason}")
                 continue
+            if results is None and of_form:
+                return False
             refused = f" ({'; '.join(refusals)})" if refusals else ""
             why = form.why if isinstance(form.why, str) else form.why(node)
             short_ones = f", but {few} for at most {form.most} steps" if few else ""

@@ -54,7 +54,7 @@ def newton(program: Program, target: str = "onnx", **settings: float) -> tuple[P
     """``program`` in the form, with a further output: whether the loop was taken."""
     found = program.copy()
     told = {"newton": {"iterations": 5, "tolerance": 1e-6, **settings}}
-    (record,) = run_passes(found, [Lower(TARGETS[target], {"recurrence": "newton"}, told)])
+    (record,) = run_passes(found, [Lower(TARGETS[target], {"recurrence": "newton"}, settings=told)])
     for branch in [n for n in found.graph.nodes if is_recurrence(n) and is_branch(n)]:
         failed = branch.args[1].args[0]
         found.output_node.args = ((*found.output_nodes, failed),)
