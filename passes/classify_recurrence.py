@@ -117,7 +117,9 @@ class _Classifier:
         cell = f"; no gated cell: {self.no_cell[inner]}" if inner.meta["val"].dim() == 2 else ""
         softmax = f"; no softmax_scan: {self.no_softmax[inner]}" if inner in self.no_softmax else ""
         kind = kind_of(self.loop, index)
-        self.program.reasons.append(f"{self._what([index])} ({kind}) stays a recurrence: {_said(reason)}{cell}{softmax}")
+        self.program.reasons.append(
+            f"{self._what([index])} ({kind}) stays a recurrence: {_said(reason)}{cell}{softmax}"
+        )
 
     def _is_no_softmax(self, index: int, reason: Exception) -> None:
         if running(self.loop, index) is not None:

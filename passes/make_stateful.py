@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import sympy
 import torch
@@ -58,13 +58,14 @@ def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> Non
     states = []
     growing = any(slot.grows is not None for slot in slots)
     dims = {**{x.symbol: x.name for x in program.dims}, d.past: "past"}
-    results: tuple[fx.Node, ...] = d.output.args[0]  # type: ignore[assignment]
+    results: Any = d.output.args[0]
     inputs = [_port(p.name, d.inputs[n], dims) for p, n in zip(program.inputs, program.input_nodes, strict=True)]
     outputs = [_port(p.name, n, dims) for p, n in zip(program.outputs, results, strict=True)]
     for (name, following), slot in zip(names(slots, layer_of), slots, strict=True):
         states.append(State(name, following, _initial(d, slot), _batch_axis(d, slot, time), slot.grows))
         inputs.append(_port(name, slot.placeholder, dims))
-        outputs.append(_port(following, slot.following, dims))  # type: ignore[arg-type]
+        assert slot.following is not None
+        outputs.append(_port(following, slot.following, dims))
         program.reasons.append(f"{place_of(slot.origin)}: {name} {list(inputs[-1].shape)}")
     d.output.args = ((*results, *(slot.following for slot in slots)),)
     weights = {d.inputs[n]: program.weights[n.name] for n in program.weight_nodes} | d.constants

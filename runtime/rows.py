@@ -59,7 +59,7 @@ class Rows:
     def _size(self, arrays: Mapping[str, Array], dim: str | None) -> int:
         for port in self.inputs:
             if dim in port.shape:
-                return int(arrays[port.name].shape[port.shape.index(dim)])  # type: ignore[arg-type]
+                return int(arrays[port.name].shape[port.shape.index(dim)])
         return 1
 
     def _axis(self, port: Port) -> int | None:

@@ -58,7 +58,7 @@ def describe(directory: Path, manifest: Manifest) -> str:
         ("outputs", [[p.name, _type(p), _tolerance(manifest, p)] for p in manifest.outputs]),
         (
             "states",
-            [[str(s.get("name", "?")), str(s.get("dtype", "")), str(s.get("shape", ""))] for s in manifest.states],
+            [[s.port.name, _type(s.port)] for s in manifest.states],
         ),
         ("dimensions", [[name, str(dim), f"traced at {dim.traced}"] for name, dim in manifest.dims.items()]),
         ("passes", _passes(manifest)),

@@ -81,9 +81,8 @@ def _before(d: Derivation, steps: Mode = NEW, read: Mode = ALL, offset: int = 0)
 
 def softmax(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """A softmax over what each step reads."""
-    source, axis = node.args[0], node.args[1]
-    assert isinstance(source, fx.Node)
-    axis = int(axis) % node.meta["val"].dim()  # type: ignore[call-overload]
+    source, axis, *_ = named_args(node).values()
+    axis %= node.meta["val"].dim()
     if axis not in d.axes(source):
         return None
     if not isinstance(demand.modes[axis], Everything):
@@ -130,12 +129,10 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
 def triangle(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """torch.tril and triu of values with an axis of steps and one of what they read: a mask by positions."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
+    source, offset = named_args(node).values()
     rank = source.meta["val"].dim()
     if d.axes(source) != (rank - 2, rank - 1):
         return None
-    offset = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[call-overload]
     below = node.target is aten.tril.default
 
     def write(new: fx.Node) -> fx.Node:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from seqc.program import named_args
 from seqc.streaming.derivation import Derivation
 from seqc.streaming.positions import _enough
 
@@ -74,7 +75,7 @@ def _by_rule(d: Derivation, node: fx.Node) -> float | bool | None:
     if target is aten.mul.Tensor and any(_number(_of(d, a, node)) == 0 for a in args[:2]):
         return 0.0
     if target is aten.tril.default:
-        return 0.0 if len(args) < 2 or int(args[1]) <= 0 else None  # type: ignore[call-overload]
+        return 0.0 if named_args(node)["diagonal"] <= 0 else None
     if target is aten.triu.default:
         return None
     if target in (aten.softmax.int, aten._softmax.default):

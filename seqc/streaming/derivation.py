@@ -318,7 +318,8 @@ class Derivation:
                 raise refuse(node, "it computes with the length of the whole sequence")
             return self.size(_torch.size_expr(value)) if isinstance(value, (int, torch.SymInt)) else value
 
-        return pytree.tree_map(new, (tuple(args), kwargs), is_leaf=lambda a: a is None)  # type: ignore[return-value]
+        new_args, new_kwargs = pytree.tree_map(new, (tuple(args), kwargs), is_leaf=lambda a: a is None)
+        return new_args, new_kwargs
 
 
 def first(value: Any) -> Any:
@@ -338,7 +339,7 @@ MOVES = frozenset(
 )
 """Operations that only arrange elements, or repeat them."""
 
-_SHAPES = {
+_SHAPES: dict[Any, int] = {
     aten.view.default: 1,
     aten.reshape.default: 1,
     aten._unsafe_view.default: 1,

@@ -62,13 +62,9 @@ def recurrence_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
         attr = d.gm.graph.get_attr(name)
         carries = [slot.placeholder for slot in slots]
         steps = d.size(d.time)
-        value = d.emit.compute(
-            lambda: recurrence_shapes(
-                body,
-                steps.meta["val"] if isinstance(steps, fx.Node) else steps,
-                *([n.meta["val"] for n in group] for group in (carries, xs, invariants)),
-            )
-        )
+        trip = steps.meta["val"] if isinstance(steps, fx.Node) else steps
+        values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
+        value = d.emit.compute(lambda: recurrence_shapes(body, trip, values[0], values[1], values[2]))
         written = d.emit.written(recurrence, (attr, steps, tuple(carries), tuple(xs), tuple(invariants), False), value)
         for i, slot in enumerate(slots):
             slot.following = d.emit(operator.getitem, written, i)

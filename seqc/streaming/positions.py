@@ -22,7 +22,7 @@ aten = torch.ops.aten
 _LARGEST_LITERAL = 10_000
 _NO_LITERAL = 2**31
 
-FACTORIES = {
+FACTORIES: dict[Any, Any] = {
     aten.zeros.default: 0,
     aten.ones.default: 1,
     aten.zeros_like.default: 0,

@@ -105,7 +105,7 @@ def _copied(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
 
 def _item(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     source, index = node.args
-    assert isinstance(source, fx.Node)
+    assert isinstance(source, fx.Node) and isinstance(index, int)
     if not any(demand.modes) and not demand.at_end:
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
 

@@ -145,9 +145,8 @@ def conv1d(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
 def select(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """The newest step."""
-    source, axis, index = node.args
-    assert isinstance(source, fx.Node)
-    axis = int(axis) % source.meta["val"].dim()  # type: ignore[call-overload]
+    source, axis, index = named_args(node).values()
+    axis %= source.meta["val"].dim()
     if axis not in d.axes(source):
         return None
     size = _torch.size_expr(source.meta["val"].shape[axis])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -14,7 +15,7 @@ from seqc.streaming.derivation import END, Derivation
 
 aten = torch.ops.aten
 
-_RUNNING = {
+_RUNNING: dict[Any, tuple[Any, float]] = {
     aten.cumsum.default: (aten.add.Tensor, 0.0),
     aten.cumprod.default: (aten.mul.Tensor, 1.0),
     aten.logcumsumexp.default: (aten.logaddexp.default, -math.inf),

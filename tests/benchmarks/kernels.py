@@ -21,7 +21,7 @@ import torch
 import seqc
 from seqc.backends.onnx import export
 from seqc.lowerings.lower import Lower
-from seqc.passes import DEFAULT
+from seqc.passes import DEFAULT, FoldConstants
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
 from tests.benchmarks.scans import CASES, Calls, Case
@@ -110,9 +110,7 @@ def write(case: Case, path: Path, longest: int) -> int:
     shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
     model = case.function if isinstance(case.function, torch.nn.Module) else Calls(case.function)
     program = seqc.trace(model, case.inputs(9), shapes)
-    run_passes(
-        program, [*DEFAULT, Lower(TARGETS["tensorrt"])] if case.op == "recurrence" else [Lower(TARGETS["tensorrt"])]
-    )
+    run_passes(program, [*(DEFAULT if case.op == "recurrence" else ()), Lower(TARGETS["tensorrt"]), FoldConstants()])
     onnx = export(program)
     ir.save(onnx, path)
     return sum(node.op_type in _LOOPS for node in onnx.graph.all_nodes())
