@@ -129,9 +129,11 @@ def _kept(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
 
 def _repeats(d: Derivation, node: fx.Node) -> bool:
-    """Whether the value is a smaller one repeated, or one with its axes in another order: then that one is kept."""
-    if node.target in (aten.unsqueeze.default, aten.transpose.int, aten.permute.default):
+    """Whether the value is a smaller one repeated, or one with its steps at the last axis: then that one is kept."""
+    if node.target is aten.unsqueeze.default:
         return True
+    if node.target in (aten.transpose.int, aten.permute.default):
+        return d.axes(node) == (node.meta["val"].dim() - 1,)
     while node.target in MOVES and isinstance(node.args[0], fx.Node):
         before = node.args[0]
         if node.target is aten.expand.default and node.meta["val"].numel() != before.meta["val"].numel():

@@ -230,7 +230,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: m.update(peak_activations={"sizes": {}, "before_passes": 1, "after_passes": "1"}),
         "peak_activations.after_passes must be an integer",
     ),
-    "states": (lambda m: m["states"].append({"name": "h"}), "streaming artifact"),
+    "states": (lambda m: m["states"].append({"name": "h"}), "states[0] has no 'dtype'"),
     **{
         f"path {name!r}": (
             lambda m, name=name: m["files"].update({name: m["files"]["model.onnx"]}),
