@@ -14,7 +14,7 @@ from seqc.errors import UnsupportedModelError
 from seqc.program import Dim, Port, Program, State, module_path, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.streaming.concrete import Concrete
-from seqc.streaming.derivation import Derivation
+from seqc.streaming.derivation import PAST, Derivation
 from seqc.streaming.states import Slot, layer, names
 from seqc.streaming.time import time_of
 
@@ -76,8 +76,7 @@ def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> Non
     program.weights = {n.name: value for n, value in weights.items()}
     program.weight_names = {n: old_names.get(n, n) for n in program.weights}
     program.inputs, program.outputs, program.states = tuple(inputs), tuple(outputs), tuple(states)
-    hint = 13
-    past = (Dim("past", d.past, hint, 0),) if growing else ()
+    past = (Dim("past", d.past, PAST, 0),) if growing else ()
     fixed = d.steps.is_Integer
     program.dims = (*(x for x in program.dims if not (fixed and x.symbol == time.symbol)), *past)
     d.gm.recompile()

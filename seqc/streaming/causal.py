@@ -10,7 +10,7 @@ import torch.fx as fx
 
 from seqc.program import named_args
 from seqc.streaming.derivation import Derivation
-from seqc.streaming.positions import _enough
+from seqc.streaming.positions import enough_steps
 
 aten = torch.ops.aten
 
@@ -43,7 +43,7 @@ def _beyond(d: Derivation, node: fx.Node) -> float | bool | None:
 
 
 def _looked_at(d: Derivation, node: fx.Node) -> float | bool | None:
-    length = _enough(node)
+    length = enough_steps(node)
     if length is None:
         return None
     try:

@@ -30,6 +30,9 @@ aten = torch.ops.aten
 
 END = 2**63 - 1
 
+PAST = 13
+"""The number of past steps while shapes are computed: any number that no other size has."""
+
 
 class Derivation:
     """The new graph while it is written, and what is known of the source graph.
@@ -41,7 +44,7 @@ class Derivation:
     def __init__(self, source: Program, time: Dim, steps: int | None = None) -> None:
         self.source, self.time = source, time.symbol
         self.steps: Any = time.symbol if steps is None else sympy.Integer(steps)
-        self.past = _torch.new_symbol(source.fake_mode, "past", hint=13)
+        self.past = _torch.new_symbol(source.fake_mode, "past", hint=PAST)
         self.gm = fx.GraphModule({}, fx.Graph())
         self.emit = Emitter(self.gm, source.fake_mode)
         self.output = self.gm.graph.output(())
@@ -186,7 +189,7 @@ class Derivation:
 
     def fake(self, exprs: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         """A fake tensor of a shape given as expressions."""
-        hints = {**{d.symbol: d.traced for d in self.source.dims}, self.past: 13}
+        hints = {**{d.symbol: d.traced for d in self.source.dims}, self.past: PAST}
         env = self.source.fake_mode.shape_env
         sizes = [
             _torch.symint(env, e, int(e.subs(hints))) if not e.is_Integer else int(e) for e in map(sympy.sympify, exprs)

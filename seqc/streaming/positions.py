@@ -11,7 +11,7 @@ import torch.fx as fx
 from seqc import _torch
 from seqc.dependence import ancestors
 from seqc.outside import is_size
-from seqc.program import flat_args
+from seqc.program import flat_args, named_args
 from seqc.streaming.concrete import SHAPE_ONLY
 from seqc.streaming.demand import Demand, Plan, Window
 from seqc.streaming.derivation import Derivation
@@ -75,8 +75,6 @@ def filled(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     """One number in every place."""
     value = FACTORIES[node.target]
     if value == "fill_value":
-        from seqc.program import named_args
-
         value = named_args(node)[value]
     dtype = node.meta["val"].dtype
     return Plan((), lambda: d.emit(aten.full.default, d.shape(node, demand), value, dtype=dtype))
@@ -91,7 +89,7 @@ def _even(d: Derivation, node: fx.Node) -> tuple[torch.Tensor, int] | None:
     )
     if not whole:
         return None
-    length = _enough(node)
+    length = enough_steps(node)
     if length is None:
         return None
     try:
@@ -126,7 +124,7 @@ def _shifted(d: Derivation, size: Any) -> bool:
     return bool(sympy.expand(_torch.size_expr(size) - d.time).is_Integer)
 
 
-def _enough(node: fx.Node) -> int | None:
+def enough_steps(node: fx.Node) -> int | None:
     """A length beyond every number that the computation compares positions with; None where there is a very large one."""
     numbers = [8]
     for n in ancestors([node]):

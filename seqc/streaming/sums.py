@@ -10,6 +10,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.program import named_args
+from seqc.streaming.causal import beyond
 from seqc.streaming.demand import ALL, Demand, Plan, Window, refuse
 from seqc.streaming.derivation import END, Derivation
 
@@ -46,8 +47,6 @@ def running(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
 def reduction(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """A sum over everything so far: each step's own where later steps count for nothing in it, else that of the end."""
-    from seqc.streaming.causal import beyond
-
     arg = named_args(node)
     source = arg["self"]
     rank = source.meta["val"].dim()
