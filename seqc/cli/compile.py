@@ -109,6 +109,8 @@ def command(
     else:
         click.echo(summary(output, manifest))
         click.echo(_check_line(compiled.report.get("check")))
+        if "check_in_chunks" in compiled.report:
+            click.echo(_check_line(compiled.report["check_in_chunks"]) + ", taken in random pieces")
 
 
 def _inputs(
@@ -160,7 +162,7 @@ def summary(output: str, manifest: dict[str, Any]) -> str:
         word = key.removesuffix("s")
         return [[word, p["name"], f"{p['dtype']}[{', '.join(map(str, p['shape']))}]"] for p in manifest[key]]
 
-    rows = [*ports("inputs"), *ports("outputs")]
+    rows = [*ports("inputs"), *ports("outputs"), *ports("states")]
     for name, dim in manifest["dims"].items():
         top = f"to {dim['max']}" if dim["max"] is not None else "or more"
         rows.append(["dim", name, f"{dim['min']} {top}, traced at {dim['traced']}"])

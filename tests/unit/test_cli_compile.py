@@ -104,6 +104,15 @@ def test_compile_run_verify(kind: str, capsys: pytest.CaptureFixture[str]) -> No
         assert run(["verify", "art", "--against", "other.pt", "--entry", "savedmodels:Cell"]) == 1
 
 
+def test_a_streaming_artifact_is_checked_in_pieces_and_says_its_states(capsys: pytest.CaptureFixture[str]) -> None:
+    _, flags = save("exported", "model.pt")
+    assert run(["compile", "model.pt", "-o", "art", "--stateful", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "state   past_key_values.0.recurrent_state  float32[batch, 1, 4]" in out and "taken in random pieces" in out
+    assert run(["inspect", "art"]) == 0
+    assert "past_key_values.0.recurrent_state" in capsys.readouterr().out
+
+
 def test_huggingface_directory(capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
