@@ -208,7 +208,7 @@ def _compile(
     return compiled
 
 
-def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) -> ir.Model | None:
+def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) -> ir.Model:
     """The form for one new step, with the states of the general one."""
     from seqc.backends.onnx import export
 
@@ -370,7 +370,7 @@ def _manifest(
         "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
         "peak_activations": memory,
         "tolerances": {p.name: tolerance for p in program.own_outputs},
-        "notes": [*program.notes, *_unseen_branches(program)],
+        "notes": [*program.notes, *_unreleased(opset), *_unseen_branches(program)],
         "engines": [],
         "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
     }

@@ -94,10 +94,12 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        source, binary = Path(folder) / "fused.cpp", Path(folder) / "fused.so"
+        source, part, binary = (Path(folder) / f"fused.{kind}" for kind in ("cpp", "o", "so"))
         source.write_text(SOURCE)
-        flags = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-shared", "-fPIC"]
-        subprocess.run([compiler, *flags, str(source), "-o", str(binary)], check=True)
+        flags = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC"]
+        subprocess.run([compiler, *flags, "-c", str(source), "-o", str(part)], check=True)
+        # linked without -ffast-math, which would add code that turns off subnormal numbers in the whole process
+        subprocess.run([compiler, "-shared", str(part), "-o", str(binary)], check=True)
         return ctypes.CDLL(str(binary))
 
 

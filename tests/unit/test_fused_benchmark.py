@@ -22,6 +22,11 @@ def test_a_fused_loop_equals_the_op(name: str) -> None:
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(fused.library() is None, reason="no g++ here")
+def test_loading_the_loops_leaves_subnormal_numbers_on() -> None:
+    assert float(torch.tensor(1e-40) * 0.5) > 0.0
+
+
 def test_without_a_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert fused.library.__wrapped__() is None
