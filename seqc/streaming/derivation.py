@@ -24,6 +24,7 @@ from seqc.outside import is_size
 from seqc.program import Dim, Program
 from seqc.streaming.concrete import SHAPE_ONLY, Concrete
 from seqc.streaming.demand import NEW, Demand, Everything, Mode, Plan, Window, refuse
+from seqc.streaming.sizes import simpler, simplify
 from seqc.streaming.states import Slot
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ class Derivation:
 
     def __init__(self, source: Program, time: Dim, steps: int | None = None) -> None:
         self.source, self.time = source, time.symbol
+        simplify(source, self.time)
         self.steps: Any = time.symbol if steps is None else sympy.Integer(steps)
         self.past = _torch.new_symbol(source.fake_mode, "past", hint=PAST)
         self.gm = fx.GraphModule({}, fx.Graph())
@@ -56,6 +58,7 @@ class Derivation:
         self.inputs: dict[fx.Node, fx.Node] = {}
         self.roles: dict[fx.Node, str] = {}
         self.constants: dict[fx.Node, torch.Tensor] = {}
+        self.restarts: dict[fx.Node, Any] = {}
         self._sizes: dict[Any, Any] = {}
         self._shared: dict[Any, Any] = {}
         for node in source.placeholders:
@@ -257,8 +260,10 @@ class Derivation:
 
     def run(self) -> None:
         """Write the new graph. Raises NotCausal."""
-        from seqc.streaming.rules import plan  # the rules are written in terms of this class
+        from seqc.streaming.restart import restarts  # these are written in terms of this class
+        from seqc.streaming.rules import plan
 
+        self.restarts = restarts(self)
         wanted: dict[fx.Node, list[Demand]] = {}
         for node in self.source.output_nodes:
             wanted.setdefault(node, []).append(self._of_output(node))
@@ -300,7 +305,7 @@ class Derivation:
     def _check(self, node: fx.Node, demand: Demand, new: Any) -> None:
         """What was written has the shape that was wanted."""
         if isinstance(new, fx.Node) and isinstance(new.meta["val"], torch.Tensor) and self.axes(node):
-            found = [_torch.size_expr(s) for s in new.meta["val"].shape]
+            found = [simpler(_torch.size_expr(s), self.time) for s in new.meta["val"].shape]
             wanted = [sympy.sympify(e).subs(self.time, self.steps) for e in self._shape(node, demand)]
             if len(found) != len(wanted) or any(sympy.expand(a - b) != 0 for a, b in zip(found, wanted, strict=True)):
                 raise refuse(node, f"it was written with shape {found}, not {wanted}")
@@ -347,6 +352,7 @@ _SHAPES: dict[Any, int] = {
     aten.reshape.default: 1,
     aten._unsafe_view.default: 1,
     aten.expand.default: 1,
+    torch.ops.prims.broadcast_in_dim.default: 1,
 }
 
 

@@ -51,26 +51,38 @@ def recurrence_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
 
     def write(*new: fx.Node) -> Any:
         xs, invariants = new[:count], new[count:]
-        if d.steps == 1 and not any(n.op == "get_attr" for n in loop.body.graph.nodes):
-            results = _once(d, loop, [slot.placeholder for slot in slots], xs, invariants)
-            for slot, value in zip(slots, results, strict=False):
-                slot.following = value
-            return results
-        name = f"body_{len(list(d.gm.children()))}"
-        body = copy.deepcopy(loop.body)
-        d.gm.add_submodule(name, body)
-        attr = d.gm.graph.get_attr(name)
-        carries = [slot.placeholder for slot in slots]
-        steps = d.size(d.time)
-        trip = steps.meta["val"] if isinstance(steps, fx.Node) else steps
-        values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
-        value = d.emit.compute(lambda: recurrence_shapes(body, trip, values[0], values[1], values[2]))
-        written = d.emit.written(recurrence, (attr, steps, tuple(carries), tuple(xs), tuple(invariants), False), value)
+        written = loop_from(d, loop, d.size(d.time), [slot.placeholder for slot in slots], xs, invariants)
         for i, slot in enumerate(slots):
-            slot.following = d.emit(operator.getitem, written, i)
+            slot.following = item(d, written, i)
         return written
 
     return Plan(tuple((n, d.newest(n)) for n in (*loop.xs, *loop.invariants)), write)
+
+
+def loop_from(
+    d: Derivation,
+    loop: Parts,
+    trip: Any,
+    carries: Sequence[fx.Node],
+    xs: Sequence[fx.Node],
+    invariants: Sequence[fx.Node],
+) -> Any:
+    """The loop, written for ``trip`` steps from other first values; a single step without a loop, as a tuple."""
+    if trip == 1 and not any(n.op == "get_attr" for n in loop.body.graph.nodes):
+        return _once(d, loop, carries, xs, invariants)
+    name = f"body_{len(list(d.gm.children()))}"
+    body = copy.deepcopy(loop.body)
+    d.gm.add_submodule(name, body)
+    attr = d.gm.graph.get_attr(name)
+    steps = trip.meta["val"] if isinstance(trip, fx.Node) else trip
+    values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
+    value = d.emit.compute(lambda: recurrence_shapes(body, steps, values[0], values[1], values[2]))
+    return d.emit.written(recurrence, (attr, trip, tuple(carries), tuple(xs), tuple(invariants), False), value)
+
+
+def item(d: Derivation, results: Any, index: int) -> Any:
+    """One of several results, which are a tuple where they were written one by one."""
+    return results[index] if isinstance(results, tuple) else d.emit(operator.getitem, results, index)
 
 
 def _once(

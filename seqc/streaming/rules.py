@@ -60,6 +60,8 @@ def plan(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     """How ``node`` is computed for ``demand``. Raises NotCausal where it cannot be."""
     if d.is_fixed(node):
         return _copied(d, node, demand)
+    if node in d.restarts:
+        return _kept(d, node, demand) or d.restarts[node].plan(node, demand)
     if node.target is operator.getitem:
         return _item(d, node, demand)
     if node.op == "call_function":
@@ -110,7 +112,7 @@ def _item(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
 
     def write(new: Any) -> Any:
-        return new[index] if isinstance(new, tuple) else d.emit(operator.getitem, new, index)
+        return layers.item(d, new, index)
 
     if demand.is_new and not any(isinstance(m, Everything) for m in demand.modes):
         return Plan(((source, Demand(()) if layers.is_layer(source) else demand),), write)
