@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ def regions(d: Derivation) -> list[Region]:
     near = nx.Graph([(n, n) for n in uneven])
     for node in d.timed:
         together = [n for n in (node, *node.all_input_nodes) if n in uneven]
-        near.add_edges_from(zip(together, together[1:], strict=False))
+        near.add_edges_from(itertools.pairwise(together))
     found = [_region(d, group, order) for group in nx.connected_components(near)]
     found.sort(key=lambda r: order[r.inside[0]])
     _in_one_piece(d, found, order)
@@ -62,7 +63,7 @@ def _region(d: Derivation, group: set[fx.Node], order: dict[fx.Node, int]) -> Re
             if n not in inside and n not in d.timed and n in d.lengthy and not is_size(n) and _is_uneven(d, n):
                 inside.add(n)
                 pending.append(n)
-    reads = {n for node in inside for n in node.all_input_nodes if n not in inside and not is_size(n)}
+    reads = {n for node in inside for n in node.all_input_nodes if n not in inside and n.op != "get_attr" and not is_size(n)}
     exits = {n for n in inside if n in d.timed and (n in behind or d.source.output_node in n.users) and not _items(n)}
     return Region(*(tuple(sorted(nodes, key=order.__getitem__)) for nodes in (inside, reads, exits, between | behind)))
 
