@@ -51,6 +51,7 @@ class Derivation:
         self.emit = Emitter(self.gm, source.fake_mode)
         self.output = self.gm.graph.output(())
         self.timed = self._timed()
+        self.given = self._computed_from(source.input_nodes)
         self.lengthy = self._lengthy()
         self.slots: list[Slot] = []
         self.plans: dict[fx.Node, dict[Demand, Plan]] = {}
@@ -70,7 +71,10 @@ class Derivation:
 
     def _timed(self) -> set[fx.Node]:
         """The nodes that are computed from the values of an input with an axis over time."""
-        found: set[fx.Node] = {n for n in self.source.input_nodes if self.axes(n)}
+        return self._computed_from([n for n in self.source.input_nodes if self.axes(n)])
+
+    def _computed_from(self, sources: Sequence[fx.Node]) -> set[fx.Node]:
+        found = set(sources)
         for node in self.source.graph.nodes:
             if not is_size(node) and any(n in found for n in self._read(node)):
                 found.add(node)
@@ -100,15 +104,29 @@ class Derivation:
         value = first(node.meta.get("val"))
         return tuple(a for a, s in enumerate(getattr(value, "shape", ())) if self.has_time(s))
 
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether the value is the same whatever the inputs."""
+        return node not in self.given and node not in self.lengthy
+
     def is_fixed(self, node: fx.Node) -> bool:
         """Whether the value is the same whatever the sequence."""
         return node not in self.timed and node not in self.lengthy
 
-    def newest(self, node: fx.Node, at_end: bool = False) -> Demand:
+    def newest(self, node: fx.Node, at_end: bool = False, since: int = 0) -> Demand:
         """The newest steps of ``node``."""
         rank = len(getattr(first(node.meta["val"]), "shape", ()))
         over = self.axes(node)
-        return Demand(tuple(NEW if a in over else None for a in range(rank)), at_end)
+        return Demand(tuple(self.newest_of(node, a) if a in over else None for a in range(rank)), at_end, since)
+
+    def newest_of(self, node: fx.Node, axis: int) -> Window:
+        """The elements that come with the newest steps: of ``x[1:]``, whose first comes with the second step, those before."""
+        extra = sympy.expand(_torch.size_expr(first(node.meta["val"]).shape[axis]) - self.time)
+        return Window(int(extra), int(extra)) if extra.is_Integer and extra < 0 else NEW
+
+    def is_newest(self, node: fx.Node, demand: Demand) -> bool:
+        """Whether no other steps than the newest are wanted."""
+        over = [(a, m) for a, m in enumerate(demand.modes) if isinstance(m, Window)]
+        return all(m.is_same(self.newest_of(node, a)) for a, m in over)
 
     def at(self, length: int) -> dict[sympy.Symbol, int]:
         """Sizes of all dimensions, with the sequence ``length`` long and the others small and different."""

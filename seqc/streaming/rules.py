@@ -9,6 +9,7 @@ which is tried.
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,6 +65,10 @@ def plan(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
         return _kept(d, node, demand) or d.restarts[node].plan(node, demand)
     if node.target is operator.getitem:
         return _item(d, node, demand)
+    if node in d.timed:
+        for axis, mode in enumerate(demand.modes):
+            if isinstance(mode, Window) and mode.fill is not None and mode.start < 0 and d.newest_of(node, axis).start < 0:
+                return shifts.filled(d, node, demand, axis, mode)
     if node.op == "call_function":
         found = _ABSORBS_WINDOWS.get(node.target, _none)(d, node, demand)
         if found is not None:
@@ -86,7 +91,7 @@ def _of_new(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     found = _OF_NEW.get(node.target, _none)(d, node, demand)
     if found is not None:
         return found
-    if not any(demand.modes) and not demand.at_end:
+    if not any(demand.modes) and not demand.at_end and any(d.axes(n) for n in _operands(node)):
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
     return each_step(d, node, demand)
 
@@ -108,21 +113,24 @@ def _copied(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
 def _item(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     source, index = node.args
     assert isinstance(source, fx.Node) and isinstance(index, int)
-    if not any(demand.modes) and not demand.at_end:
+    if not any(demand.modes) and not demand.at_end and any(d.axes(n) for n in _operands(source)):
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
 
     def write(new: Any) -> Any:
         return layers.item(d, new, index)
 
-    if demand.is_new and not any(isinstance(m, Everything) for m in demand.modes):
-        return Plan(((source, Demand(()) if layers.is_layer(source) else demand),), write)
+    if d.is_newest(node, demand) and not any(isinstance(m, Everything) for m in demand.modes):
+        whole = Demand(()) if layers.is_layer(d, source) else replace(demand, modes=()) if is_recurrence(source) else demand
+        return Plan(((source, whole),), write)
     return _kept(d, node, demand) or Plan(((source, demand),), write)
 
 
 def _kept(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """A window that reaches back, or everything of a computed value: by a state."""
     for axis, mode in enumerate(demand.modes):
-        if isinstance(mode, Window) and not mode.is_new and (node in d.timed or mode.fill is not None):
+        if not isinstance(mode, Window) or mode.is_same(d.newest_of(node, axis)):
+            continue
+        if node in d.timed or mode.fill is not None:
             return shifts.delayed(d, node, demand, axis, mode)
     over = [(a, m) for a, m in enumerate(demand.modes) if m is not None]
     if node in d.timed and len(over) == 1 and isinstance(over[0][1], Everything) and not _repeats(d, node):
@@ -153,9 +161,10 @@ def each_step(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     if axes is None:
         raise refuse(node, "it mixes the steps of the sequence in a way for which there is no rule")
     needs = []
+    since = max((-d.newest_of(node, a).start for a in out), default=demand.since)
     for n in operands:
         if n not in axes:
-            needs.append((n, d.newest(n)))
+            needs.append((n, d.newest(n, demand.at_end and not out, since)))
             continue
         modes = list(d.newest(n).modes)
         for own, result in zip(d.axes(n), axes[n], strict=True):
