@@ -98,11 +98,31 @@ class Stream:
         fresh = [self._fresh(tuple(sorted(chosen)))] if chosen else []
         self._groups = self._joined([*left, *fresh])
 
-    def fork(self) -> Stream:
-        """An independent stream that goes on from here: for beams, and for prefixes that several sequences share."""
+    def fork(self, rows: Sequence[int] | None = None) -> Stream:
+        """An independent stream that goes on from here: of all rows, or of ``rows`` in that order, each as often as named.
+
+        For beams, whose order changes, and for prefixes that several sequences share.
+        """
         copy = Stream.__new__(Stream)
         copy._session, copy._size, copy._groups = self._session, self._size, self._groups
+        if rows is not None:
+            copy._choose(self._checked(rows, repeated=True))
         return copy
+
+    def _choose(self, rows: list[int]) -> None:
+        groups = []
+        for group in self._groups:
+            at = [(i, group.rows.index(row)) for i, row in enumerate(rows) if row in group.rows]
+            if at:
+                states = zip(self._session.states, group.states, strict=True)
+                groups.append(
+                    Group(
+                        tuple(i for i, _ in at),
+                        tuple(group.positions[j] for _, j in at),
+                        tuple(s.take(value, [j for _, j in at]) for s, value in states),
+                    )
+                )
+        self._groups, self._size = tuple(groups), len(rows)
 
     def rewind(self, checkpoint: Stream) -> None:
         """Go back to ``checkpoint``, a :meth:`fork` made earlier (of this stream, or of another of the same session)."""
@@ -191,11 +211,11 @@ class Stream:
             found.append(Group(rows, tuple(n for m in members for n in m.positions), joined))
         return tuple(found)
 
-    def _checked(self, rows: Iterable[int]) -> list[int]:
+    def _checked(self, rows: Iterable[int], repeated: bool = False) -> list[int]:
         chosen = list(rows)
         for row in chosen:
             if not isinstance(row, int | np.integer) or not 0 <= row < self._size:
                 raise ArtifactError(f"row {row!r} is not one of 0 to {self._size - 1}")
-        if len(set(chosen)) != len(chosen):
+        if not repeated and len(set(chosen)) != len(chosen):
             raise ArtifactError(f"a row is named twice in {chosen}")
         return [int(row) for row in chosen]
