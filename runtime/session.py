@@ -72,8 +72,8 @@ class Session:
 
     @property
     def identity(self) -> str:
-        """What tells this artifact's states from those of others: a hash over the hashes of its files."""
-        files = sorted((name, entry.sha256) for name, entry in self._manifest.files.items() if name.endswith(".onnx"))
+        """What tells this artifact's states from those of others: a hash over those of its models and weights."""
+        files = sorted((n, e.sha256) for n, e in self._manifest.files.items() if n.endswith((".onnx", ".onnx.data")))
         return hashlib.sha256(repr(files).encode()).hexdigest()
 
     @property
