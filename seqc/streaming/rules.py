@@ -18,7 +18,7 @@ from seqc.ops.recurrence import is_recurrence
 from seqc.outside import is_size
 from seqc.streaming import attention, layers, positions, shifts, sums
 from seqc.streaming.commutes import commutes
-from seqc.streaming.demand import Demand, Everything, Plan, Window, refuse
+from seqc.streaming.demand import Demand, Everything, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import MOVES, Derivation, Rule, first, resized, target_of
 
 aten = torch.ops.aten
@@ -112,7 +112,7 @@ def _item(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     def write(new: Any) -> Any:
         return new[index] if isinstance(new, tuple) else d.emit(operator.getitem, new, index)
 
-    if demand.is_new and not any(isinstance(m, Everything) for m in demand.modes):
+    if demand.is_new and not any(isinstance(m, (Everything, Recent)) for m in demand.modes):
         return Plan(((source, Demand(()) if layers.is_layer(source) else demand),), write)
     return _kept(d, node, demand) or Plan(((source, demand),), write)
 
@@ -123,7 +123,7 @@ def _kept(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         if isinstance(mode, Window) and not mode.is_new and (node in d.timed or mode.fill is not None):
             return shifts.delayed(d, node, demand, axis, mode)
     over = [(a, m) for a, m in enumerate(demand.modes) if m is not None]
-    if node in d.timed and len(over) == 1 and isinstance(over[0][1], Everything) and not _repeats(d, node):
+    if node in d.timed and len(over) == 1 and isinstance(over[0][1], (Everything, Recent)) and not _repeats(d, node):
         return attention.kept(d, node, demand, over[0][0])
     return None
 

@@ -10,7 +10,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.program import named_args
-from seqc.streaming.demand import NEW, Demand, Everything, Plan, Window, refuse
+from seqc.streaming.demand import NEW, Demand, Everything, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import END, Derivation
 
 aten = torch.ops.aten
@@ -53,7 +53,7 @@ def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(
             node, "a part of the sequence that begins at its end, or leaves steps out, is no sequence of steps"
         )
-    if isinstance(mode, Everything):
+    if isinstance(mode, (Everything, Recent)):
         whole = start == 0 and _torch.size_expr(source.meta["val"].shape[axis]) == d.time
         return Plan(((source, demand),), lambda new: new) if whole else None
     extra = sympy.expand(_torch.size_expr(node.meta["val"].shape[axis]) - d.time)
