@@ -50,7 +50,7 @@ def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(node, "each step attends to later ones", _LATER)
     if mask is not None and not is_nothing(beyond(d, mask)):
         raise refuse(node, "each step attends to later ones", _LATER)
-    read = ALL if mask is None else _read(d, mask, is_nothing)
+    read = ALL if mask is None else read_by(d, mask, is_nothing)
     needs = [(query, d.newest(query)), *((n, _along(n, rank - 2, read)) for n in (key, value))]
     if mask is not None:
         needs.append((mask, _rows(d, mask, read)))
@@ -58,7 +58,7 @@ def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     d.roles.setdefault(value, "value")
 
     def write(q: fx.Node, k: fx.Node, v: fx.Node, *given: fx.Node) -> fx.Node:
-        allowed = _steps_only(d, given[0], -1, read, -math.inf) if given else _before(d)
+        allowed = steps_only(d, given[0], -1, read, -math.inf) if given else _before(d)
         return d.emit(
             node.target, q, k, v, allowed, arg["dropout_p"], False, scale=arg["scale"], enable_gqa=arg["enable_gqa"]
         )
@@ -66,13 +66,13 @@ def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     return Plan(tuple(needs), write)
 
 
-def _read(d: Derivation, node: fx.Node, excludes: Callable[[Any], bool]) -> Everything | Recent:
+def read_by(d: Derivation, node: fx.Node, excludes: Callable[[Any], bool]) -> Everything | Recent:
     """What the steps read, by a mask or by weights [step, read]."""
     window = window_of(d, node, excludes)
     return ALL if window is None else Recent(window - 1)
 
 
-def _steps_only(d: Derivation, node: fx.Node, axis: int, read: Mode, nothing: float) -> fx.Node:
+def steps_only(d: Derivation, node: fx.Node, axis: int, read: Mode, nothing: float) -> fx.Node:
     """``node`` with ``nothing`` (False in a mask) at places in front of the first step."""
     if not isinstance(read, Recent):
         return node
@@ -115,7 +115,7 @@ def softmax(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(node, "each step attends to later ones", _LATER)
 
     def write(new: fx.Node) -> fx.Node:
-        scores = _steps_only(d, new, axis, read, -math.inf)
+        scores = steps_only(d, new, axis, read, -math.inf)
         return d.emit(node.target, scores, *node.args[1:], **node.kwargs)
 
     return Plan(((source, demand),), write)
@@ -129,7 +129,7 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if min(ranks) < 2:
         return None
     rank = node.meta["val"].dim()
-    read: Mode = _read(d, a, is_zero) if len(d.axes(a)) == 2 else ALL
+    read: Mode = read_by(d, a, is_zero) if len(d.axes(a)) == 2 else ALL
 
     def modes(n: fx.Node, own: int, contracted: int) -> list[Any]:
         """``own``: the axis, from the end, that the result has at the same place."""
@@ -156,7 +156,7 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     needs = ((a, Demand(tuple(left))), (b, Demand(tuple(right))))
 
     def write(x: fx.Node, y: fx.Node) -> fx.Node:
-        weights = x if left[-1] is None or _of_softmax(a) else _steps_only(d, x, -1, read, 0.0)
+        weights = x if left[-1] is None or _of_softmax(a) else steps_only(d, x, -1, read, 0.0)
         return d.emit(node.target, weights, y)
 
     return Plan(needs, write)
@@ -169,6 +169,70 @@ def _of_softmax(node: fx.Node) -> bool:
             return False
         (node,) = node.all_input_nodes[:1]
     return True
+
+
+def einsum(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """A sum of products by letters: over what each step reads, or of steps with what they read."""
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str) and isinstance(operands, (list, tuple))
+    letters = _letters(equation, [n.meta["val"].dim() for n in operands])
+    if letters is None:
+        return None
+    *given, result = letters
+    over = [{own[a] for a in d.axes(n)} for n, own in zip(operands, given, strict=True)]
+    modes = dict(zip(result, demand.modes, strict=True))
+    contracted = set.union(*over) - set(result)
+    if len(contracted) > 1:
+        raise refuse(node, "it sums over several axes of the sequence")
+    read: Mode = ALL
+    rules_out: fx.Node | None = None
+    for letter in contracted:
+        weights = [n for n, own in zip(operands, over, strict=True) if letter in own and len(own) == 2]
+        ordered = [n for n in weights if given[operands.index(n)].index(letter) == d.axes(n)[1]]
+        rules_out = next((n for n in ordered if is_zero(beyond(d, n))), None)
+        if any(isinstance(modes[x], Window) for own in over for x in own if x in modes):
+            if rules_out is None:
+                raise refuse(node, "each step reads later ones", _LATER)
+        elif not demand.at_end:
+            raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
+        read = ALL if rules_out is None else read_by(d, rules_out, is_zero)
+        modes[letter] = read
+    for n, own in zip(operands, over, strict=True):
+        if contracted & own and len(own) == 1:
+            d.roles.setdefault(n, "value")
+        elif len(own) == 1 and isinstance(modes[next(iter(own))], (Everything, Recent)):
+            d.roles.setdefault(n, "key")
+    needs = tuple(
+        (n, Demand(tuple(modes[x] if x in times else None for x in own)))
+        for n, own, times in zip(operands, given, over, strict=True)
+    )
+
+    def write(*new: fx.Node) -> fx.Node:
+        factors = list(new)
+        if rules_out is not None and not _of_softmax(rules_out):
+            at = operands.index(rules_out)
+            factors[at] = steps_only(d, factors[at], d.axes(rules_out)[1], read, 0.0)
+        return d.emit(node.target, equation, factors)
+
+    return Plan(needs, write)
+
+
+def _letters(equation: str, ranks: list[int]) -> list[str] | None:
+    """The letters of each operand's axes and of the result's; None where one is on a diagonal, or the result is not said."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    found = inputs.split(",")
+    hidden = max((rank - len(own.replace("...", "")) for own, rank in zip(found, ranks, strict=True)), default=0)
+    spare = [chr(ord("A") + i) for i in range(26) if chr(ord("A") + i) not in equation][:hidden]
+    if not arrow or len(spare) < hidden:
+        return None
+
+    def spelled(own: str, rank: int) -> str:
+        count = rank - len(own.replace("...", ""))
+        return own.replace("...", "".join(spare[hidden - count :]) if count else "")
+
+    words = [spelled(own, rank) for own, rank in zip(found, ranks, strict=True)]
+    words.append(result.replace("...", "".join(spare)))
+    return words if all(len(set(word)) == len(word) for word in words) else None
 
 
 def triangle(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:

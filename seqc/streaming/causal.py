@@ -136,6 +136,10 @@ def _by_rule(d: Derivation, node: fx.Node, window: int | None) -> float | bool |
         return None if chosen is None else _of(d, args[2] if chosen else args[0], window)
     if target is aten.add.Tensor and any(is_nothing(_number(_of(d, a, window))) for a in args[:2]):
         return -math.inf
+    if target is aten.sub.Tensor and is_nothing(_number(_of(d, args[0], window))):
+        return -math.inf
+    if target is aten.div.Tensor and _of(d, args[0], window) == 0:
+        return 0.0
     if target is aten.mul.Tensor and any(_of(d, a, window) == 0 for a in args[:2]):
         return 0.0
     if target in (aten.tril.default, aten.triu.default):
