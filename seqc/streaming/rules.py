@@ -18,7 +18,7 @@ from seqc.ops.recurrence import is_recurrence
 from seqc.outside import is_size
 from seqc.streaming import attention, layers, positions, shifts, sums
 from seqc.streaming.commutes import commutes
-from seqc.streaming.demand import Demand, Everything, Plan, Window, refuse
+from seqc.streaming.demand import Demand, Everything, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import MOVES, Derivation, Rule, first, resized, target_of
 
 aten = torch.ops.aten
@@ -32,15 +32,23 @@ _ABSORBS_WINDOWS: dict[Any, Rule] = {
 """Operations that only move elements along the time: a window of the result is a window of the operand."""
 
 _OF_NEW: dict[Any, Rule] = {
-    aten.conv1d.default: shifts.conv1d,
+    aten.conv1d.default: shifts.convolution,
+    aten.conv2d.default: shifts.convolution,
+    aten.avg_pool1d.default: shifts.pool,
+    aten.max_pool1d.default: shifts.pool,
+    aten.unfold.default: shifts.unfold,
     aten.select.int: shifts.select,
     aten.cumsum.default: sums.running,
     aten.cumprod.default: sums.running,
     aten.logcumsumexp.default: sums.running,
+    aten.cummax.default: sums.running,
+    aten.cummin.default: sums.running,
     aten.sum.dim_IntList: sums.reduction,
     aten.mean.dim: sums.reduction,
     aten.amax.default: sums.reduction,
     aten.amin.default: sums.reduction,
+    aten.max.dim: sums.reduction,
+    aten.logsumexp.default: sums.reduction,
     aten.lstm.input: layers.recurrent_layer,
     aten.gru.input: layers.recurrent_layer,
     aten.rnn_tanh.input: layers.recurrent_layer,
@@ -50,6 +58,7 @@ _OF_NEW: dict[Any, Rule] = {
     aten._softmax.default: attention.softmax,
     aten.matmul.default: attention.product,
     aten.bmm.default: attention.product,
+    aten.einsum.default: attention.einsum,
     aten.tril.default: attention.triangle,
     aten.triu.default: attention.triangle,
     aten.index.Tensor: positions.lookup,
@@ -112,7 +121,7 @@ def _item(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     def write(new: Any) -> Any:
         return new[index] if isinstance(new, tuple) else d.emit(operator.getitem, new, index)
 
-    if demand.is_new and not any(isinstance(m, Everything) for m in demand.modes):
+    if demand.is_new and not any(isinstance(m, (Everything, Recent)) for m in demand.modes):
         return Plan(((source, Demand(()) if layers.is_layer(source) else demand),), write)
     return _kept(d, node, demand) or Plan(((source, demand),), write)
 
@@ -123,7 +132,7 @@ def _kept(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         if isinstance(mode, Window) and not mode.is_new and (node in d.timed or mode.fill is not None):
             return shifts.delayed(d, node, demand, axis, mode)
     over = [(a, m) for a, m in enumerate(demand.modes) if m is not None]
-    if node in d.timed and len(over) == 1 and isinstance(over[0][1], Everything) and not _repeats(d, node):
+    if node in d.timed and len(over) == 1 and isinstance(over[0][1], (Everything, Recent)) and not _repeats(d, node):
         return attention.kept(d, node, demand, over[0][0])
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import sympy
@@ -10,7 +11,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.program import named_args
-from seqc.streaming.demand import NEW, Demand, Everything, Plan, Window, refuse
+from seqc.streaming.demand import NEW, Demand, Everything, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import END, Derivation
 
 aten = torch.ops.aten
@@ -53,7 +54,7 @@ def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(
             node, "a part of the sequence that begins at its end, or leaves steps out, is no sequence of steps"
         )
-    if isinstance(mode, Everything):
+    if isinstance(mode, (Everything, Recent)):
         whole = start == 0 and _torch.size_expr(source.meta["val"].shape[axis]) == d.time
         return Plan(((source, demand),), lambda new: new) if whole else None
     extra = sympy.expand(_torch.size_expr(node.meta["val"].shape[axis]) - d.time)
@@ -115,32 +116,77 @@ def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if index > 1:
         raise refuse(node, "several constants in front of the sequence")
     count = sum(int(p.meta["val"].shape[axis]) for p in parts[:index])
-    if not isinstance(mode, Window) or mode.start > 0 or (count and mode.start < 0):
+    if not isinstance(mode, Window) or (count and mode.start < 0):
         return None
-    moved = Window(mode.start - count, mode.stop - count, parts[0] if count else mode.fill)
+    fill = None if mode.start >= count else parts[0] if count else mode.fill
+    moved = Window(mode.start - count, mode.stop - count, fill)
     need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
-    return Plan(((over[0], need),), lambda new: new)
+    # Asked for here, where it stands behind them, since what is filled with it may stand in front of the constants.
+    fills = [(fill, d.newest(fill))] if isinstance(fill, fx.Node) else []
+    return Plan(((over[0], need), *fills), lambda new, *_: new)
 
 
-def conv1d(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+def convolution(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """A convolution along the time: the steps it reads back are a state."""
     arg = named_args(node)
     source = arg["input"]
-    if d.axes(source) != (2,):
+    if len(d.axes(source)) != 1 or d.axes(source)[0] < 2:
         return None
-    stride, padding, dilation = (next(iter(arg[k])) for k in ("stride", "padding", "dilation"))
-    if stride != 1:
+    at = d.axes(source)[0] - 2
+    spatial = node.meta["val"].dim() - 2
+    stride, padding, dilation = ([*arg[k]] * (spatial // len(arg[k])) for k in ("stride", "padding", "dilation"))
+    if stride[at] != 1:
         raise refuse(node, "a convolution with a stride makes fewer steps of the sequence")
-    reach = (int(arg["weight"].meta["val"].shape[2]) - 1) * int(dilation)
-    window = Window(-int(padding), reach - int(padding), 0.0)
-    modes = tuple(window if a == 2 else m for a, m in enumerate(d.newest(source).modes))
+    size = int(arg["weight"].meta["val"].shape[2 + at])
+    need = _reaching(d, source, 2 + at, (size - 1) * int(dilation[at]), int(padding[at]), 0.0)
     others = [n for n in (arg["weight"], arg["bias"]) if isinstance(n, fx.Node)]
+    inner = [0 if a == at else n for a, n in enumerate(padding)]
 
     def write(new: fx.Node, *fixed: fx.Node) -> fx.Node:
         weight, bias = (*fixed, None)[:2]
-        return d.emit(aten.conv1d.default, new, weight, bias, [1], [0], [dilation], arg["groups"])
+        return d.emit(node.target, new, weight, bias, stride, inner, dilation, arg["groups"])
 
-    return Plan(((source, Demand(modes)), *((n, d.newest(n)) for n in others)), write)
+    return Plan(((source, need), *((n, d.newest(n)) for n in others)), write)
+
+
+def _reaching(d: Derivation, source: fx.Node, axis: int, reach: int, padding: int, fill: float) -> Demand:
+    """What is needed of ``source`` where each step reads ``reach`` elements along ``axis`` before it, up to the padding."""
+    window = Window(-padding, reach - padding, fill) if padding else Window(0, reach)
+    return Demand(tuple(window if a == axis else m for a, m in enumerate(d.newest(source).modes)))
+
+
+def pool(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """A mean or maximum over neighbouring steps: those it reads back are a state."""
+    arg = named_args(node)
+    source = arg["self"]
+    axis = source.meta["val"].dim() - 1
+    if d.axes(source) != (axis,):
+        return None
+    size, padding = arg["kernel_size"][0], arg["padding"][0]
+    dilation = arg["dilation"][0] if "dilation" in arg else 1
+    if (arg["stride"] or arg["kernel_size"])[0] != 1:
+        raise refuse(node, "pooling with a stride makes fewer steps of the sequence")
+    mean = node.target is aten.avg_pool1d.default
+    if mean and padding and not arg["count_include_pad"]:
+        raise refuse(node, "a mean that leaves the padding out", "pad in front, and count it")
+    need = _reaching(d, source, axis, (size - 1) * dilation, padding, 0.0 if mean else -math.inf)
+
+    def write(new: fx.Node) -> fx.Node:
+        return d.emit(node.target, new, [size], [1], [0], *([] if mean else [[dilation]]))
+
+    return Plan(((source, need),), write)
+
+
+def unfold(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """Windows of neighbouring steps: those they reach back are a state."""
+    source, axis, size, step = named_args(node).values()
+    axis %= source.meta["val"].dim()
+    if d.axes(source) != (axis,):
+        return None
+    if step != 1:
+        raise refuse(node, "windows that leave steps out make fewer steps of the sequence")
+    need = _reaching(d, source, axis, size - 1, 0, 0.0)
+    return Plan(((source, need),), lambda new: d.emit(node.target, new, axis, size, step))
 
 
 def select(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
