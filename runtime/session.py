@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqc.errors import ArtifactError
+from seqc.errors import ArtifactError, UsageError
 from seqc.runtime import manifest as manifests
 from seqc.runtime.files import check_files
+from seqc.runtime.generate import Generator, OnToken, prompts_of, token_ports
 from seqc.runtime.inputs import Array, prepare
 from seqc.runtime.manifest import MODEL_FILE, STEP_FILE, DimRange, Manifest, Port
 from seqc.runtime.ort import Provider, open_session, run_session
 from seqc.runtime.rows import Rows
+from seqc.runtime.sampling import Sampling
 from seqc.runtime.states import StatePort, state_port
 from seqc.runtime.stream import Stream
 
@@ -70,8 +72,8 @@ class Session:
 
     @property
     def identity(self) -> str:
-        """What tells this artifact's states from those of others: a hash over the hashes of its files."""
-        files = sorted((name, entry.sha256) for name, entry in self._manifest.files.items() if name.endswith(".onnx"))
+        """What tells this artifact's states from those of others: a hash over those of its models and weights."""
+        files = sorted((n, e.sha256) for n, e in self._manifest.files.items() if n.endswith((".onnx", ".onnx.data")))
         return hashlib.sha256(repr(files).encode()).hexdigest()
 
     @property
@@ -107,6 +109,51 @@ class Session:
             raise ArtifactError("the artifact takes whole sequences: compile it with --stateful to stream")
         return Stream(self, batch_size)
 
+    def generate(
+        self,
+        ids: Sequence[int] | Sequence[Sequence[int]] | Array,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        eos: int | Collection[int] = (),
+        seed: int | None = None,
+        on_token: OnToken | None = None,
+        speculate: int = 0,
+    ) -> list[Array]:
+        """Write on from prompts, with a streaming artifact whose input is tokens and whose output is logits.
+
+        Args:
+            ids: the tokens of one prompt, or of several, of any lengths.
+            max_new_tokens: at most so many for each prompt; fewer where a token of ``eos`` comes, which is kept.
+            temperature, top_k, top_p, repetition_penalty: see :class:`~seqc.runtime.sampling.Sampling`.
+            seed: of the random numbers; rows have their own, so that what a row says depends on its number alone.
+            on_token: called as ``on_token(row, token)`` as soon as a token is known.
+            speculate: so many tokens are guessed from the text so far and read in one step with the last one; what is
+                written is the same. Takes the prompts one after the other.
+
+        Returns:
+            The new tokens of each prompt, int64.
+
+        Raises:
+            ArtifactError: the artifact does not stream, or has other inputs and outputs.
+            UsageError: a prompt is empty, a token or a number is out of range.
+        """
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+        if max_new_tokens < 1 or speculate < 0:
+            raise UsageError("max_new_tokens must be 1 or more, speculate 0 or more")
+        vocabulary = token_ports(self._manifest)[1].shape[-1]
+        prompts = prompts_of(ids, int(vocabulary))
+        stops = {eos} if isinstance(eos, int) else set(eos)
+        generator = Generator(self, prompts, sampling, max_new_tokens, stops, seed, on_token)
+        if speculate:
+            generator.speculatively(speculate)
+        else:
+            generator.plainly()
+        return generator.written
+
     def prepare_step(self, inputs: Mapping[str, Array], rows: int) -> tuple[dict[str, Array], int]:
         """The inputs of new steps, checked, and the number of steps."""
         arrays = prepare(self.inputs, self.dims, inputs)
@@ -116,8 +163,8 @@ class Session:
         return arrays, self._rows.steps(arrays)
 
     def rows_in(self, inputs: Mapping[str, Array]) -> int:
-        """The number of independent sequences in ``inputs``."""
-        return self._rows.count(inputs)
+        """The number of independent sequences in ``inputs``. Raises ArtifactError where these do not fit."""
+        return self._rows.count(prepare(self.inputs, self.dims, inputs))
 
     def rows_of_inputs(self, arrays: Mapping[str, Array], rows: Sequence[int], count: int) -> dict[str, Array]:
         """Some of the ``count`` rows of the inputs."""

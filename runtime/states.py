@@ -10,7 +10,7 @@ import numpy as np
 
 from seqc.errors import ArtifactError
 from seqc.runtime.inputs import Array
-from seqc.runtime.manifest import Port, State
+from seqc.runtime.manifest import Port, State, spell
 from seqc.runtime.shapes import evaluate
 
 
@@ -31,6 +31,17 @@ class StatePort:
     def start(self, rows: int) -> Array:
         """The state of ``rows`` streams before their first step."""
         return self.initial if self.batch_axis is None else np.repeat(self.initial, rows, self.batch_axis)
+
+    def fault(self, value: Array, rows: int) -> str:
+        """What is wrong with ``value`` as this state of ``rows`` streams; empty where nothing is."""
+        wanted = self.start(rows)
+        sizes = [
+            a == b or axis == self.grows for axis, (a, b) in enumerate(zip(value.shape, wanted.shape, strict=False))
+        ]
+        if value.dtype == wanted.dtype and value.ndim == wanted.ndim and all(sizes):
+            return ""
+        expected = f"{self.port.dtype}{spell(self.port.shape)}"
+        return f"state {self.port.name!r} of {rows} rows must be {expected}, got {value.dtype}{spell(value.shape)}"
 
     def take(self, value: Array, rows: list[int]) -> Array:
         """The state of some of the streams of ``value``."""

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import secrets
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seqc.errors import ArtifactError
+from seqc.runtime import saved
 from seqc.runtime.inputs import Array
 
 if TYPE_CHECKING:
@@ -98,11 +93,31 @@ class Stream:
         fresh = [self._fresh(tuple(sorted(chosen)))] if chosen else []
         self._groups = self._joined([*left, *fresh])
 
-    def fork(self) -> Stream:
-        """An independent stream that goes on from here: for beams, and for prefixes that several sequences share."""
+    def fork(self, rows: Sequence[int] | None = None) -> Stream:
+        """An independent stream that goes on from here: of all rows, or of ``rows`` in that order, each as often as named.
+
+        For beams, whose order changes, and for prefixes that several sequences share.
+        """
         copy = Stream.__new__(Stream)
         copy._session, copy._size, copy._groups = self._session, self._size, self._groups
+        if rows is not None:
+            copy._choose(self._checked(rows, repeated=True))
         return copy
+
+    def _choose(self, rows: list[int]) -> None:
+        groups = []
+        for group in self._groups:
+            at = [(i, group.rows.index(row)) for i, row in enumerate(rows) if row in group.rows]
+            if at:
+                states = zip(self._session.states, group.states, strict=True)
+                groups.append(
+                    Group(
+                        tuple(i for i, _ in at),
+                        tuple(group.positions[j] for _, j in at),
+                        tuple(s.take(value, [j for _, j in at]) for s, value in states),
+                    )
+                )
+        self._groups, self._size = tuple(groups), len(rows)
 
     def rewind(self, checkpoint: Stream) -> None:
         """Go back to ``checkpoint``, a :meth:`fork` made earlier (of this stream, or of another of the same session)."""
@@ -116,7 +131,6 @@ class Stream:
 
     def save(self, path: str | Path) -> None:
         """Write the states to one file, which appears complete or not at all."""
-        target = Path(path)
         header = {
             "format": _FORMAT,
             "model": self._session.identity,
@@ -124,47 +138,44 @@ class Stream:
             "groups": [{"rows": list(g.rows), "positions": list(g.positions)} for g in self._groups],
         }
         arrays = {f"{i}.{j}": a for i, g in enumerate(self._groups) for j, a in enumerate(g.states)}
-        data = io.BytesIO()
-        np.savez(data, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-        body = data.getvalue()
-        stage = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-        try:
-            with stage.open("wb") as file:
-                file.write(hashlib.sha256(body).digest() + body)
-                file.flush()
-                os.fsync(file.fileno())
-            stage.replace(target)
-        except OSError as error:
-            stage.unlink(missing_ok=True)
-            raise ArtifactError(f"cannot write the state {target}: {error.strerror or error}") from error
+        saved.write(Path(path), header, arrays)
 
     def load(self, path: str | Path) -> None:
         """Go on from what :meth:`save` wrote. Raises ArtifactError, the stream then being as it was, where that is damaged,
         of another model, or of another batch size."""
-        source = Path(path)
+        header, arrays = saved.read(Path(path))
         try:
-            data = source.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"cannot read the state {source}: {error.strerror or error}") from error
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
-            raise ArtifactError(f"{source} is no saved state, or was truncated or altered")
-        try:
-            with np.load(io.BytesIO(data[32:]), allow_pickle=False) as archive:
-                header = json.loads(bytes(archive["header"]))
-                arrays = {name: archive[name] for name in archive.files if name != "header"}
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            raise ArtifactError(f"{source} is no saved state: {error}".splitlines()[0]) from error
-        if header.get("format") != _FORMAT:
-            raise ArtifactError(f"{source} has format {header.get('format')!r}, this seqc reads {_FORMAT}")
-        if header["model"] != self._session.identity:
-            raise ArtifactError(f"{source} is the state of another model")
-        if header["batch_size"] != self._size:
-            raise ArtifactError(f"{source} is the state of {header['batch_size']} rows, this stream has {self._size}")
-        count = len(self._session.states)
-        self._groups = tuple(
-            Group(tuple(g["rows"]), tuple(g["positions"]), tuple(arrays[f"{i}.{j}"] for j in range(count)))
-            for i, g in enumerate(header["groups"])
-        )
+            if header["format"] != _FORMAT:
+                raise ArtifactError(f"{path} has format {header['format']!r}, this seqc reads {_FORMAT}")
+            if header["model"] != self._session.identity:
+                raise ArtifactError(f"{path} is the state of another model")
+            if header["batch_size"] != self._size:
+                raise ArtifactError(f"{path} is the state of {header['batch_size']} rows, this stream has {self._size}")
+            count = len(self._session.states)
+            groups = tuple(
+                Group(tuple(g["rows"]), tuple(g["positions"]), tuple(arrays[f"{i}.{j}"] for j in range(count)))
+                for i, g in enumerate(header["groups"])
+            )
+        except KeyError as error:
+            raise ArtifactError(f"{path} is no saved state: it lacks {error}") from None
+        except TypeError as error:
+            raise ArtifactError(f"{path} is no saved state: {error}") from None
+        self._check_groups(groups, path)
+        self._groups = groups
+
+    def _check_groups(self, groups: tuple[Group, ...], path: str | Path) -> None:
+        """Raise ArtifactError where ``groups``, read from a file, are not of this stream."""
+        rows = [row for group in groups for row in group.rows]
+        if any(type(row) is not int for row in rows) or sorted(rows) != list(range(self._size)):
+            raise ArtifactError(f"{path} is no saved state: its rows are {rows}")
+        for group in groups:
+            seen = group.positions
+            if len(seen) != len(group.rows) or any(type(n) is not int or n < 0 for n in seen):
+                raise ArtifactError(f"{path} is no saved state: rows {list(group.rows)} are at steps {list(seen)}")
+            for state, value in zip(self._session.states, group.states, strict=True):
+                fault = state.fault(value, len(group.rows))
+                if fault:
+                    raise ArtifactError(f"{path}: {fault}")
 
     def _fresh(self, rows: tuple[int, ...]) -> Group:
         return Group(rows, (0,) * len(rows), tuple(state.start(len(rows)) for state in self._session.states))
@@ -191,11 +202,11 @@ class Stream:
             found.append(Group(rows, tuple(n for m in members for n in m.positions), joined))
         return tuple(found)
 
-    def _checked(self, rows: Iterable[int]) -> list[int]:
+    def _checked(self, rows: Iterable[int], repeated: bool = False) -> list[int]:
         chosen = list(rows)
         for row in chosen:
             if not isinstance(row, int | np.integer) or not 0 <= row < self._size:
                 raise ArtifactError(f"row {row!r} is not one of 0 to {self._size - 1}")
-        if len(set(chosen)) != len(chosen):
+        if not repeated and len(set(chosen)) != len(chosen):
             raise ArtifactError(f"a row is named twice in {chosen}")
         return [int(row) for row in chosen]

@@ -10,6 +10,7 @@ import click
 
 import seqc
 from seqc.cli import compile as compile_command
+from seqc.cli import generate as generate_command
 from seqc.cli import inspect as inspect_command
 from seqc.cli import passes as passes_command
 from seqc.cli import run as run_command
@@ -37,6 +38,7 @@ def cli(state: State, debug: bool) -> None:
 for command in (
     compile_command.command,
     run_command.command,
+    generate_command.command,
     inspect_command.command,
     verify_command.command,
     targets_command.command,

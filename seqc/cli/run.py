@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import time
@@ -11,10 +12,11 @@ from typing import Any
 import click
 import numpy as np
 
-from seqc.cli.console import State, common_options, print_json, table
+from seqc.cli.console import State, common_options, human_bytes, note, print_json, table
 from seqc.cli.inputs import read_npz
 from seqc.errors import UsageError
-from seqc.runtime import Manifest
+from seqc.runtime import Manifest, Session
+from seqc.runtime.pieces import in_pieces
 from seqc.runtime.shapes import evaluate
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -28,6 +30,15 @@ Arrays = dict[str, np.ndarray[Any, Any]]
     "--high", type=click.IntRange(min=1), default=2, show_default=True, help="Random integers are below this."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@click.option(
+    "--stream",
+    "piece",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Take the sequence N steps at a time, with states.",
+)
+@click.option("--load-state", metavar="FILE", help="With --stream: go on from a saved state.")
+@click.option("--save-state", metavar="FILE", help="With --stream: save the state at the end.")
 @click.option("-o", "--output", metavar="OUT.npz", help="Write the outputs here.")
 @click.option("--provider", multiple=True, metavar="NAME", help="onnxruntime execution provider; repeat in order.")
 @common_options
@@ -39,10 +50,15 @@ def command(
     sizes: str | None,
     high: int,
     seed: int,
+    piece: int | None,
+    load_state: str | None,
+    save_state: str | None,
     output: str | None,
     provider: tuple[str, ...],
 ) -> None:
-    """Run the artifact DIR once and print what comes out."""
+    """Run the artifact DIR once, or as a stream, and print what comes out."""
+    if piece is None and (load_state or save_state):
+        raise UsageError("--load-state and --save-state go with --stream N")
     if (inputs_file is None) == (sizes is None):
         raise UsageError("give either --inputs F.npz or --random DIM=N,... (--random '' takes the traced sizes)")
     if output is not None:
@@ -56,7 +72,7 @@ def command(
     else:
         inputs = random_inputs(session.manifest, parse_sizes(sizes or ""), high, seed)
     start = time.perf_counter()
-    outputs = session.run(inputs)
+    outputs = session.run(inputs) if piece is None else streamed(session, inputs, piece, load_state, save_state)
     seconds = time.perf_counter() - start
     if output is not None:
         write_npz(Path(output), outputs)
@@ -67,6 +83,19 @@ def command(
     lines = [[n, f"{a.dtype}[{', '.join(map(str, a.shape))}]", _spell(statistics(a))] for n, a in outputs.items()]
     click.echo(table(lines, indent=""))
     click.echo(f"{seconds * 1000:.1f} ms on {session.providers[0]}" + (f", written to {output}" if output else ""))
+
+
+def streamed(session: Session, inputs: Arrays, piece: int, load_from: str | None, save_to: str | None) -> Arrays:
+    """The outputs of a stream that takes ``piece`` steps at a time, from a saved state to one that is saved."""
+    stream = session.stream(session.rows_in(inputs))
+    if load_from is not None:
+        stream.load(load_from)
+    outputs = in_pieces(session, stream, inputs, itertools.repeat(piece))
+    if save_to is not None:
+        stream.save(save_to)
+    seen = ", ".join(map(str, sorted(set(stream.positions))))
+    note(f"{seen} steps were seen in all; the state is {human_bytes(stream.memory())}")
+    return outputs
 
 
 def parse_sizes(text: str) -> dict[str, int]:

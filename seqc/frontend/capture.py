@@ -27,6 +27,7 @@ from seqc.errors import UnsupportedModelError
 from seqc.frontend.decompositions import table
 from seqc.frontend.outputs import keep_tensors, output_names
 from seqc.frontend.scan_functions import scans_as_loops
+from seqc.frontend.script_interpreter import interpreted
 from seqc.frontend.signature import Signature
 from seqc.program import Dim, Port, Program
 
@@ -150,7 +151,7 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
     tensors = tuple(signature.resized(sizes).values())
     dims = {n: torch.export.Dim(n, min=1, max=a.max) for n, a in signature.dims.items()}
     spec = tuple({a: dims[d] for a, d in signature.axes.get(n, {}).items()} for n in signature.examples)
-    with _quiet(), _restored(model), scans_as_loops(entry.outputs.replaced):
+    with _quiet(), interpreted(model), _restored(model), scans_as_loops(entry.outputs.replaced):
         exported = torch.export.export(entry, tensors, dynamic_shapes=(spec,), strict=False)
     return Capture(exported, entry.outputs, signature, sizes, log)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from seqc.errors import LoadError, UnsupportedModelError, UsageError
-from seqc.frontend.script_interpreter import ScriptInterpreter
+from seqc.frontend.script_interpreter import ScriptModel
 
 _FILE_ACCESS = re.compile(rb"\b(?:torch|aten)\.(?:save|load|from_file)\s*\(")
 
@@ -48,7 +48,7 @@ def to_module(script: torch.jit.ScriptModule, example_inputs: Mapping[str, torch
     names = tuple(a for a in arguments if a in example_inputs)
     if set(names) != set(example_inputs) or names != tuple(arguments[: len(names)]):
         names = tuple(example_inputs)
-    module = ScriptInterpreter(script, names).eval()
+    module = ScriptModel(script, names).eval()
     try:
         with torch.no_grad():
             module(**{name: tensor.clone() for name, tensor in example_inputs.items()})

@@ -1,4 +1,4 @@
-"""Runs a TorchScript graph node by node in Python, so that tracing it sees its loops and its symbolic sizes.
+"""Runs TorchScript graphs node by node in Python, so that tracing them sees their loops and symbolic sizes.
 
 Inside TorchScript a length is a plain number and a loop runs unseen. torch's own converter (TS2EPConverter, torch 2.13)
 refuses loops over a length and turns some sizes into constants; interpreting the graph does neither.
@@ -6,11 +6,12 @@ refuses loops over a length and turns some sizes into constants; interpreting th
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
+import contextlib
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,183 +19,168 @@ from torch import nn
 from torch.fx import traceback as fx_traceback
 
 from seqc.errors import UnsupportedModelError
+from seqc.frontend.script_operators import ALWAYS, FILE_ACCESS, ON_PYTHON, call, for_python
 
-_DTYPES = (
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64,
-    torch.complex32, torch.complex64, torch.complex128, torch.bool, torch.qint8, torch.quint8, torch.qint32,
-    torch.bfloat16,
-)  # fmt: skip
-_LAYOUTS = (torch.strided, torch.sparse_coo)
-_MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
-_NUMBERS = (int, float, bool, complex, torch.SymInt, torch.SymFloat, torch.SymBool)
-
-
-def _append(items: list[Any], value: Any) -> list[Any]:
-    items.append(value)
-    return items
-
-
-def _add(a: Any, b: Any, alpha: Any = 1) -> Any:
-    return a + b if isinstance(b, (list, tuple, str)) else a + b * alpha
-
-
-def _sub(a: Any, b: Any, alpha: Any = 1) -> Any:
-    return a - b * alpha
-
-
-def _rsub(a: Any, b: Any, alpha: Any = 1) -> Any:
-    return b - a * alpha
-
-
-def _div(a: Any, b: Any, rounding_mode: str | None = None) -> Any:
-    if rounding_mode is None:
-        return a / b
-    return a // b if rounding_mode == "floor" else torch.sym_int(a / b)  # type: ignore[no-untyped-call]
-
-
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
-def _len(value: Any) -> Any:
-    return value.shape[0] if isinstance(value, torch.Tensor) else len(value)
-
-
-def _to_int(value: Any) -> Any:
-    return value if isinstance(value, (int, torch.SymInt)) else torch.sym_int(_number(value))  # type: ignore[no-untyped-call]
-
-
-def _to_float(value: Any) -> Any:
-    return torch.sym_float(_number(value))  # type: ignore[no-untyped-call]
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) else value
-
-
-def _size(tensor: torch.Tensor, axis: int | None = None) -> Any:
-    return list(tensor.shape) if axis is None else tensor.shape[axis]
-
-
-def _tensor(data: Any, dtype: int | None = None, device: Any = None, requires_grad: bool = False) -> torch.Tensor:
-    return torch.tensor(data, dtype=None if dtype is None else _DTYPES[dtype], device=device)
-
-
-def _set_item(items: Any, key: Any, value: Any) -> Any:
-    items[key] = value
-    return items
-
-
-# Operations on numbers, lists and tuples; on tensors the ATen operator of the same name is called instead.
-_PYTHON: dict[str, Callable[..., Any]] = {
-    "aten::add": _add, "aten::sub": _sub, "aten::mul": operator.mul, "aten::div": _div, "aten::rsub": _rsub,
-    "aten::floordiv": operator.floordiv, "aten::floor_divide": operator.floordiv, "aten::remainder": operator.mod,
-    "aten::pow": operator.pow, "aten::neg": operator.neg, "aten::abs": abs, "aten::lt": operator.lt,
-    "aten::le": operator.le, "aten::gt": operator.gt, "aten::ge": operator.ge, "aten::eq": operator.eq,
-    "aten::ne": operator.ne, "aten::__and__": operator.and_, "aten::__or__": operator.or_,
-    "aten::__not__": operator.not_, "aten::sqrt": math.sqrt, "aten::log": math.log, "aten::exp": math.exp,
-    "aten::ceil": math.ceil, "aten::floor": math.floor, "aten::__getitem__": operator.getitem,
-    "aten::__contains__": operator.contains, "aten::to": _first, "aten::detach": _first, "aten::append": _append,
-    "aten::list": list,
-    "aten::_set_item": _set_item, "aten::slice": lambda items, start, stop, step: items[start:stop:step],
-    "aten::__range_length": lambda low, high, step: len(range(low, high, step)), "aten::tensor": _tensor,
-    "aten::__derive_index": lambda index, start, step: start + index * step, "prim::min": min, "prim::max": max,
-    "aten::str": str, "aten::format": lambda text, *values: text.format(*values),
-}  # fmt: skip
-# Operations that mean something else than the ATen operator of that name, whatever they are given.
-_ALWAYS: dict[str, Callable[..., Any]] = {
-    "aten::size": _size, "aten::len": _len, "aten::dim": lambda tensor: tensor.dim(),
-    "aten::numel": lambda tensor: tensor.numel(),
-    "aten::Int": _to_int, "aten::IntImplicit": _to_int, "aten::Bool": lambda value: bool(_number(value)),
-    "aten::Float": _to_float, "aten::FloatImplicit": _number,
-    "aten::ScalarImplicit": _number, "aten::item": _number, "aten::__is__": operator.is_,
-    "aten::__isnot__": operator.is_not, "aten::is_floating_point": torch.is_floating_point,
-    "aten::warn": lambda *_: None,
-    "prim::NumToTensor": _first, "prim::dtype": lambda tensor: _DTYPES.index(tensor.dtype),
-    "prim::device": lambda tensor: tensor.device, "aten::device": torch.device, "prim::data": _first,
-    "prim::layout": lambda tensor: _LAYOUTS.index(tensor.layout), "prim::unchecked_cast": _first,
-    "prim::unchecked_unwrap_optional": _first, "aten::_unwrap_optional": _first,
-    "prim::ListConstruct": lambda *values: list(values), "prim::TupleConstruct": lambda *values: values,
-    "prim::TupleIndex": operator.getitem, "prim::Uninitialized": lambda: None, "prim::Print": lambda *_: None,
-    "prim::is_cuda": lambda tensor: tensor.is_cuda, "prim::requires_grad": lambda tensor: False,
-    "prim::DictConstruct": lambda *values: dict(zip(values[::2], values[1::2], strict=True)),
-}  # fmt: skip
-_FILE_ACCESS = ("aten::save", "aten::load", "aten::from_file")
 _UNPACK = ("prim::ListUnpack", "prim::TupleUnpack")
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
-class ScriptInterpreter(nn.Module):
-    """A TorchScript module as a plain one: called with its tensors by name, its weights are parameters and buffers."""
+@dataclass
+class _Memory:
+    """The attributes that a module has assigned in this forward, and those it read without having assigned them."""
 
-    def __init__(self, script: torch.jit.ScriptModule, names: tuple[str, ...]) -> None:
+    assigned: dict[str, Any] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+
+
+class ScriptPart(nn.Module):
+    """A TorchScript module as a plain one: its submodules, weights, methods and attributes have the names they had.
+
+    ``parts`` has those already made, by the TorchScript module each stands for. What a method assigns to attributes is
+    seen within one forward only.
+    """
+
+    def __init__(self, script: torch.jit.ScriptModule, parts: dict[Any, ScriptPart]) -> None:
         super().__init__()
-        self.script = (script,)  # in a tuple: a submodule would be traced into as TorchScript
-        self.names = names
-        self.weights = nn.Module()
-        for name, parameter in script.named_parameters():
-            owner, _, leaf = name.rpartition(".")
-            self._owner(owner).register_parameter(leaf, nn.Parameter(parameter.detach(), requires_grad=False))
-        for name, buffer in script.named_buffers():
-            owner, _, leaf = name.rpartition(".")
-            self._owner(owner).register_buffer(leaf, buffer)
-        self.stored = {name for name, _ in (*self.weights.named_parameters(), *self.weights.named_buffers())}
+        inner: Any = script
+        parts[inner._c] = self
+        self._script = (script,)  # in a tuple: a submodule would be traced into as TorchScript
+        self._memory = _Memory()
+        self.training = bool(inner.training)
+        for name, parameter in script.named_parameters(recurse=False):
+            self._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
+        self._buffers.update(script.named_buffers(recurse=False))
+        for name, child in inner._modules.items():
+            self._modules[name] = parts.get(child._c) or ScriptPart(child, parts)
 
-    def _owner(self, path: str) -> nn.Module:
-        module = self.weights
-        for part in filter(None, path.split(".")):
-            if not hasattr(module, part):
-                module.add_module(part, nn.Module())
-            module = getattr(module, part)
-        return module
+    def forward(self, *args: Any, **named: Any) -> Any:
+        return self.run("forward", args, named)
 
-    def forward(self, **tensors: torch.Tensor) -> Any:
-        graph: Any = self.script[0].inlined_graph
-        inputs = list(graph.inputs())
-        environment: dict[str, Any] = {inputs[0].debugName(): _Attribute("", self.script[0])}
-        given = [tensors[name] for name in self.names]
-        for value, tensor in zip(inputs[1:], [*given, *[None] * (len(inputs) - 1 - len(given))], strict=True):
-            environment[value.debugName()] = tensor
+    def __getattr__(self, name: str) -> Any:
+        """A method or attribute of the TorchScript module."""
+        with contextlib.suppress(AttributeError):
+            return super().__getattr__(name)
+        script: Any = super().__getattribute__("_script")[0]
+        if script._c._has_method(name):
+            return lambda *args, **named: self.run(name, args, named)
+        return self.read(name)
+
+    def read(self, name: str) -> Any:
+        """An attribute, a weight or a submodule."""
+        if name in self._memory.assigned:
+            return self._memory.assigned[name]
+        for own in (self._parameters, self._modules):
+            if name in own:
+                return own[name]
+        self._memory.read.add(name)
+        if name in self._buffers:
+            return self._buffers[name]
+        return self.training if name == "training" else getattr(self._script[0], name)
+
+    def assign(self, name: str, value: Any, where: str) -> None:
+        """Set an attribute. Raises UnsupportedModelError where the value that it had before this forward was used."""
+        if name in self._memory.read and name not in self._memory.assigned:
+            raise UnsupportedModelError(
+                f"a TorchScript module uses what an earlier call left in its attribute {name!r} and assigns it anew "
+                f"({short(where)}); let the forward set it first, as by a method that resets it"
+            )
+        self._memory.assigned[name] = value
+
+    def forget(self) -> None:
+        """Begin a forward of the whole model."""
+        for part in self.modules():
+            if isinstance(part, ScriptPart):
+                part._memory = _Memory()
+
+    def run(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Call a method of the TorchScript module. Raises TypeError where the arguments do not fit it."""
+        script: Any = self._script[0]
+        found = script._c._get_method(method)
+        graph = found.inlined_graph
+        values = [self, *_bound(found.schema, args, named)]
+        environment = {v.debugName(): value for v, value in zip(graph.inputs(), values, strict=True)}
         with fx_traceback.preserve_node_meta():
-            (result,) = self._run(graph, environment)
+            (result,) = _Run(environment, _users_stack()).block(graph)
         return result
 
-    def _run(self, block: Any, environment: dict[str, Any]) -> list[Any]:
+
+class ScriptModel(ScriptPart):
+    """A TorchScript module that is the whole model: called with its tensors by name, in the order of ``names``."""
+
+    def __init__(self, script: torch.jit.ScriptModule, names: tuple[str, ...]) -> None:
+        super().__init__(script, {})
+        self._names = names
+
+    def forward(self, **tensors: torch.Tensor) -> Any:
+        self.forget()
+        return self.run("forward", tuple(tensors[name] for name in self._names), {})
+
+
+@contextlib.contextmanager
+def interpreted(model: nn.Module) -> Iterator[None]:
+    """Within it, the TorchScript modules inside ``model`` are replaced by ones that run their graphs in Python."""
+    parts: dict[Any, ScriptPart] = {}
+    replaced: list[tuple[nn.Module, str, Any]] = []
+    for module in list(model.modules()):
+        if not isinstance(module, torch.jit.ScriptModule):
+            children: Any = module._modules.items()
+            replaced += [(module, n, child) for n, child in children if isinstance(child, torch.jit.ScriptModule)]
+    try:
+        for module, name, child in replaced:
+            module._modules[name] = parts.get(child._c) or ScriptPart(child, parts)
+        yield
+    finally:
+        for module, name, child in replaced:
+            module._modules[name] = child
+
+
+@dataclass
+class _Run:
+    """A call of a method: the values computed so far by name, and the Python lines from which it was called."""
+
+    environment: dict[str, Any]
+    stack: list[str]
+
+    def block(self, block: Any) -> list[Any]:
         where = ""
         for node in block.nodes():
             found = _source(node)
             if found:
                 where = found
-                fx_traceback.set_stack_trace([where])
-            results = self._node(node, environment, where)
+                fx_traceback.set_stack_trace([*self.stack, where])
+            results = self._node(node, where)
             for value, result in zip(node.outputs(), results, strict=True):
-                environment[value.debugName()] = result
-        return [environment[value.debugName()] for value in block.outputs()]
+                self.environment[value.debugName()] = result
+        return [self.environment[value.debugName()] for value in block.outputs()]
 
-    def _node(self, node: Any, environment: dict[str, Any], where: str) -> list[Any]:
+    def _node(self, node: Any, where: str) -> list[Any]:
         kind = node.kind()
         if kind == "prim::Constant":
             return [node.output().toIValue()]
-        values = [environment[value.debugName()] for value in node.inputs()]
+        values = [self.environment[value.debugName()] for value in node.inputs()]
         if kind == "prim::GetAttr":
-            return [self._attribute(values[0], node.s("name"))]
+            owner, name = values[0], node.s("name")
+            return [owner.read(name) if isinstance(owner, ScriptPart) else getattr(owner, name)]
+        if kind == "prim::SetAttr" and isinstance(values[0], ScriptPart):
+            values[0].assign(node.s("name"), values[1], where)
+            return []
         if kind == "prim::If":
-            block = list(node.blocks())[0 if values[0] else 1]
-            return self._run(block, environment)
+            return self.block(list(node.blocks())[0 if values[0] else 1])
         if kind == "prim::Loop":
-            return self._loop(node, values, environment)
+            return self._loop(node, values)
         if kind in _UNPACK:
             return list(values[0])
-        if kind in _ALWAYS:
-            result = _ALWAYS[kind](*values)
-        elif kind in _PYTHON and _for_python(kind, values):
-            result = _PYTHON[kind](*values)
-        elif kind.startswith("aten::") and kind not in _FILE_ACCESS:
-            result = _call(node.schema(), values)
+        if kind in ALWAYS:
+            result = ALWAYS[kind](*values)
+        elif kind in ON_PYTHON and for_python(kind, values):
+            result = ON_PYTHON[kind](*values)
+        elif kind.startswith("aten::") and kind not in FILE_ACCESS:
+            result = call(node.schema(), values)
         else:
-            raise UnsupportedModelError(f"TorchScript's {kind} is not supported ({_short(where)})")
-        return [] if node.outputsSize() == 0 else [result]
+            raise UnsupportedModelError(f"TorchScript's {kind} is not supported ({short(where)})")
+        return [result] if node.outputsSize() == 1 else list(result or ())
 
-    def _loop(self, node: Any, values: list[Any], environment: dict[str, Any]) -> list[Any]:
+    def _loop(self, node: Any, values: list[Any]) -> list[Any]:
         trips, go_on, *carried = values
         (block,) = node.blocks()
         parameters = [value.debugName() for value in block.inputs()]
@@ -202,80 +188,30 @@ class ScriptInterpreter(nn.Module):
         for index in range(trips):
             if not go_on:
                 break
-            environment.update(zip(parameters, (index, *carried), strict=True))
-            go_on, *carried = self._run(block, environment)
+            self.environment.update(zip(parameters, (index, *carried), strict=True))
+            go_on, *carried = self.block(block)
         return carried
 
-    def _attribute(self, owner: Any, name: str) -> Any:
-        path = f"{owner.path}.{name}".lstrip(".")
-        if path in self.stored:
-            return functools.reduce(getattr, path.split("."), self.weights)
-        value = getattr(owner.value, name)
-        return _Attribute(path, value) if isinstance(value, torch.jit.ScriptModule) else value
+
+def _bound(schema: Any, args: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+    """The values of all arguments of a method but ``self``. Raises TypeError where they do not fit."""
+    wanted = schema.arguments[1:]
+    if len(args) > len(wanted) or not named.keys() <= {a.name for a in wanted[len(args) :]}:
+        raise TypeError(f"{schema.name}() takes {', '.join(a.name for a in wanted) or 'nothing'}")
+    values = list(args)
+    for argument in wanted[len(args) :]:
+        if argument.name not in named and not argument.has_default_value():
+            raise TypeError(f"{schema.name}() is missing the argument {argument.name!r}")
+        values.append(named.get(argument.name, argument.default_value))
+    return values
 
 
-class _Attribute:
-    """A submodule on the way to a weight, with its dotted path."""
-
-    def __init__(self, path: str, value: Any) -> None:
-        self.path = path
-        self.value = value
-
-
-def _for_python(kind: str, values: list[Any]) -> bool:
-    """Whether an operation is on numbers and containers (which may hold tensors), and not on tensors."""
-    if kind == "aten::tensor" or isinstance(values[0], (list, tuple, dict, str)):
-        return True
-    return not any(isinstance(value, torch.Tensor) for value in values)
-
-
-def _call(schema: str, values: list[Any]) -> Any:
-    """Call the ATen operator of a schema; ``values`` are in the order of its arguments."""
-    name, _, rest = schema.partition("(")
-    base, _, overload = name.removeprefix("aten::").partition(".")
-    packet = getattr(torch.ops.aten, base)
-    positional: list[Any] = []
-    keywords: dict[str, Any] = {}
-    for (kind, argument, keyword), value in zip(_arguments(rest), values, strict=True):
-        converted = _convert(kind, value)
-        if keyword:
-            keywords[argument] = converted
-        else:
-            positional.append(converted)
-    # A number where the schema wants a tensor came from a size: the operator's other overloads take it.
-    kinds = [kind for kind, _, _ in _arguments(rest)]
-    exact = not any(k.startswith("Tensor") and isinstance(v, _NUMBERS) for k, v in zip(kinds, values, strict=True))
-    return (getattr(packet, overload or "default") if exact else packet)(*positional, **keywords)
-
-
-def _convert(kind: str, value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if kind.startswith("ScalarType"):
-            return _DTYPES[value]
-        if kind.startswith("MemoryFormat"):
-            return _MEMORY_FORMATS[value]
-        if kind.startswith("Layout"):
-            return _LAYOUTS[value]
-    return value
-
-
-@functools.lru_cache(maxsize=1024)
-def _arguments(text: str) -> tuple[tuple[str, str, bool], ...]:
-    """(type, name, keyword only) of each argument in ``Tensor self, *, ScalarType? dtype=None) -> Tensor``."""
-    found, depth, start, keyword = [], 0, 0, False
-    for i, letter in enumerate(text):
-        if depth == 0 and letter in ",)":
-            item = text[start:i].strip()
-            start = i + 1
-            if item == "*":
-                keyword = True
-            elif item:
-                kind, _, name = item.partition("=")[0].rpartition(" ")
-                found.append((kind, name, keyword))
-            if letter == ")":
-                break
-        depth += (letter in "([") - (letter in ")]")
-    return tuple(found)
+def _users_stack() -> list[str]:
+    """The lines of the user's model from which TorchScript is called, as a stack trace has them."""
+    frames = traceback.extract_stack()
+    entry = [i for i, frame in enumerate(frames) if frame.filename.startswith(_NOT_THE_USERS)]
+    inside = frames[entry[0] :] if entry else []
+    return traceback.format_list([f for f in inside if not f.filename.startswith(_NOT_THE_USERS)])
 
 
 def _source(node: Any) -> str:
@@ -286,9 +222,9 @@ def _source(node: Any) -> str:
         if found:
             marked = next((k for k in range(i + 1, len(lines)) if "<--- HERE" in lines[k]), None)
             text = lines[marked - 1].strip() if marked is not None and marked > i + 1 else ""
-            return f"{found.group(0)}, in forward\n    {text}"
+            return f"{found.group(0)}, in forward\n    {text}\n"
     return ""
 
 
-def _short(where: str) -> str:
+def short(where: str) -> str:
     return where.replace("\n", " ").strip() or "no source line"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 
 from seqc import _torch
 from seqc.program import named_args
-from seqc.streaming.causal import beyond, is_nothing
-from seqc.streaming.demand import ALL, NEW, Demand, Everything, Mode, Plan, Window, refuse
-from seqc.streaming.derivation import Derivation
+from seqc.streaming.causal import beyond, is_nothing, is_zero, window_of
+from seqc.streaming.demand import ALL, NEW, Demand, Everything, Mode, Plan, Recent, Window, refuse
+from seqc.streaming.derivation import END, MOVES, Derivation
 
 aten = torch.ops.aten
 
@@ -19,18 +22,19 @@ _LATER = "a causal mask has to rule later steps out"
 
 
 def kept(d: Derivation, node: fx.Node, demand: Demand, axis: int) -> Plan:
-    """Everything of a computed value: a state that grows."""
-    value = node.meta["val"]
+    """Everything of a computed value: a state that grows; or the newest of it: one of fixed size."""
+    value, mode = node.meta["val"], demand.modes[axis]
     if _torch.size_expr(value.shape[axis]) != d.time:
         raise refuse(node, "everything is read of an axis that is not the sequence alone")
     exprs = [_torch.size_expr(s) for s in value.shape]
-    exprs[axis] = d.past
-    kind = d.role(node)
-    slot = d.slot(kind, node, exprs, value.dtype, 0.0, grows=axis)
+    recent = isinstance(mode, Recent)
+    exprs[axis] = sympy.Integer(mode.count) if isinstance(mode, Recent) else d.past
+    slot = d.slot(d.role(node), node, exprs, value.dtype, 0.0, grows=None if recent else axis)
 
     def write(new: fx.Node) -> fx.Node:
-        slot.following = d.emit(aten.cat.default, [slot.placeholder, new], axis)
-        return slot.following
+        line = d.emit(aten.cat.default, [slot.placeholder, new], axis)
+        slot.following = d.emit(aten.slice.Tensor, line, axis, -mode.count, END) if isinstance(mode, Recent) else line
+        return line
 
     return Plan(((node, Demand(tuple(NEW if m is not None else None for m in demand.modes))),), write)
 
@@ -44,16 +48,17 @@ def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         return None
     if not arg["is_causal"] and mask is None:
         raise refuse(node, "each step attends to later ones", _LATER)
-    needs = [(query, d.newest(query)), *((n, _everything(n, rank - 2)) for n in (key, value))]
+    if mask is not None and not is_nothing(beyond(d, mask)):
+        raise refuse(node, "each step attends to later ones", _LATER)
+    read = ALL if mask is None else read_by(d, mask, is_nothing)
+    needs = [(query, d.newest(query)), *((n, _along(n, rank - 2, read)) for n in (key, value))]
     if mask is not None:
-        if not is_nothing(beyond(d, mask)):
-            raise refuse(node, "each step attends to later ones", _LATER)
-        needs.append((mask, _rows(d, mask)))
+        needs.append((mask, _rows(d, mask, read)))
     d.roles.setdefault(key, "key")
     d.roles.setdefault(value, "value")
 
     def write(q: fx.Node, k: fx.Node, v: fx.Node, *given: fx.Node) -> fx.Node:
-        allowed = given[0] if given else _before(d)
+        allowed = steps_only(d, given[0], -1, read, -math.inf) if given else _before(d)
         return d.emit(
             node.target, q, k, v, allowed, arg["dropout_p"], False, scale=arg["scale"], enable_gqa=arg["enable_gqa"]
         )
@@ -61,14 +66,32 @@ def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     return Plan(tuple(needs), write)
 
 
-def _everything(node: fx.Node, axis: int) -> Demand:
+def read_by(d: Derivation, node: fx.Node, excludes: Callable[[Any], bool]) -> Everything | Recent:
+    """What the steps read, by a mask or by weights [step, read]."""
+    window = window_of(d, node, excludes)
+    return ALL if window is None else Recent(window - 1)
+
+
+def steps_only(d: Derivation, node: fx.Node, axis: int, read: Mode, nothing: float) -> fx.Node:
+    """``node`` with ``nothing`` (False in a mask) at places in front of the first step."""
+    if not isinstance(read, Recent):
+        return node
+    value = node.meta["val"]
+    shape = [-1 if a == axis % value.dim() else 1 for a in range(value.dim())]
+    steps = d.emit(aten.reshape.default, d.are_steps(read), shape)
+    if value.dtype == torch.bool:
+        return d.emit(aten.logical_and.default, node, steps)
+    return d.emit(aten.where.self, steps, node, d.emit(aten.full.default, [], nothing, dtype=value.dtype))
+
+
+def _along(node: fx.Node, axis: int, mode: Mode) -> Demand:
     rank = node.meta["val"].dim()
-    return Demand(tuple(ALL if a == axis else None for a in range(rank)))
+    return Demand(tuple(mode if a == axis else None for a in range(rank)))
 
 
-def _rows(d: Derivation, node: fx.Node) -> Demand:
+def _rows(d: Derivation, node: fx.Node, read: Mode) -> Demand:
     rows, columns = d.axes(node)
-    return Demand(tuple(NEW if a == rows else ALL if a == columns else None for a in range(node.meta["val"].dim())))
+    return Demand(tuple(NEW if a == rows else read if a == columns else None for a in range(node.meta["val"].dim())))
 
 
 def _before(d: Derivation, steps: Mode = NEW, read: Mode = ALL, offset: int = 0) -> fx.Node:
@@ -85,11 +108,17 @@ def softmax(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     axis %= node.meta["val"].dim()
     if axis not in d.axes(source):
         return None
-    if not isinstance(demand.modes[axis], Everything):
+    read = demand.modes[axis]
+    if not isinstance(read, (Everything, Recent)):
         raise refuse(node, "a softmax over the sequence reads later steps", _LATER)
     if any(isinstance(m, Window) for m in demand.modes) and not is_nothing(beyond(d, source)):
         raise refuse(node, "each step attends to later ones", _LATER)
-    return Plan(((source, demand),), lambda new: d.emit(node.target, new, *node.args[1:], **node.kwargs))
+
+    def write(new: fx.Node) -> fx.Node:
+        scores = steps_only(d, new, axis, read, -math.inf)
+        return d.emit(node.target, scores, *node.args[1:], **node.kwargs)
+
+    return Plan(((source, demand),), write)
 
 
 def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
@@ -100,6 +129,7 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if min(ranks) < 2:
         return None
     rank = node.meta["val"].dim()
+    read: Mode = read_by(d, a, is_zero) if len(d.axes(a)) == 2 else ALL
 
     def modes(n: fx.Node, own: int, contracted: int) -> list[Any]:
         """``own``: the axis, from the end, that the result has at the same place."""
@@ -108,7 +138,7 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         if r + own in d.axes(n):
             found[own] = demand.modes[own]
         if r + contracted in d.axes(n):
-            found[contracted] = ALL
+            found[contracted] = read
         return found
 
     left, right = modes(a, -2, -1), modes(b, -1, -2)
@@ -124,7 +154,85 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     elif len(d.axes(a)) == 1 and len(d.axes(b)) == 1 and left[-2] is not None and right[-1] is not None:
         d.roles.setdefault(b, "key")
     needs = ((a, Demand(tuple(left))), (b, Demand(tuple(right))))
-    return Plan(needs, lambda x, y: d.emit(node.target, x, y))
+
+    def write(x: fx.Node, y: fx.Node) -> fx.Node:
+        weights = x if left[-1] is None or _of_softmax(a) else steps_only(d, x, -1, read, 0.0)
+        return d.emit(node.target, weights, y)
+
+    return Plan(needs, write)
+
+
+def _of_softmax(node: fx.Node) -> bool:
+    """Whether ``node`` is what a softmax gave, moved or cast: that is 0 already where nothing is read."""
+    while node.target not in (aten.softmax.int, aten._softmax.default):
+        if node.target not in MOVES | {aten._to_copy.default, aten.clone.default}:
+            return False
+        (node,) = node.all_input_nodes[:1]
+    return True
+
+
+def einsum(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """A sum of products by letters: over what each step reads, or of steps with what they read."""
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str) and isinstance(operands, (list, tuple))
+    letters = _letters(equation, [n.meta["val"].dim() for n in operands])
+    if letters is None:
+        return None
+    *given, result = letters
+    over = [{own[a] for a in d.axes(n)} for n, own in zip(operands, given, strict=True)]
+    modes = dict(zip(result, demand.modes, strict=True))
+    contracted = set.union(*over) - set(result)
+    if len(contracted) > 1:
+        raise refuse(node, "it sums over several axes of the sequence")
+    read: Mode = ALL
+    rules_out: fx.Node | None = None
+    for letter in contracted:
+        weights = [n for n, own in zip(operands, over, strict=True) if letter in own and len(own) == 2]
+        ordered = [n for n in weights if given[operands.index(n)].index(letter) == d.axes(n)[1]]
+        rules_out = next((n for n in ordered if is_zero(beyond(d, n))), None)
+        if any(isinstance(modes[x], Window) for own in over for x in own if x in modes):
+            if rules_out is None:
+                raise refuse(node, "each step reads later ones", _LATER)
+        elif not demand.at_end:
+            raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
+        read = ALL if rules_out is None else read_by(d, rules_out, is_zero)
+        modes[letter] = read
+    for n, own in zip(operands, over, strict=True):
+        if contracted & own and len(own) == 1:
+            d.roles.setdefault(n, "value")
+        elif len(own) == 1 and isinstance(modes[next(iter(own))], (Everything, Recent)):
+            d.roles.setdefault(n, "key")
+    needs = tuple(
+        (n, Demand(tuple(modes[x] if x in times else None for x in own)))
+        for n, own, times in zip(operands, given, over, strict=True)
+    )
+
+    def write(*new: fx.Node) -> fx.Node:
+        factors = list(new)
+        if rules_out is not None and not _of_softmax(rules_out):
+            at = operands.index(rules_out)
+            factors[at] = steps_only(d, factors[at], d.axes(rules_out)[1], read, 0.0)
+        return d.emit(node.target, equation, factors)
+
+    return Plan(needs, write)
+
+
+def _letters(equation: str, ranks: list[int]) -> list[str] | None:
+    """The letters of each operand's axes and of the result's; None where one is on a diagonal, or the result is not said."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    found = inputs.split(",")
+    hidden = max((rank - len(own.replace("...", "")) for own, rank in zip(found, ranks, strict=True)), default=0)
+    spare = [chr(ord("A") + i) for i in range(26) if chr(ord("A") + i) not in equation][:hidden]
+    if not arrow or len(spare) < hidden:
+        return None
+
+    def spelled(own: str, rank: int) -> str:
+        count = rank - len(own.replace("...", ""))
+        return own.replace("...", "".join(spare[hidden - count :]) if count else "")
+
+    words = [spelled(own, rank) for own, rank in zip(found, ranks, strict=True)]
+    words.append(result.replace("...", "".join(spare)))
+    return words if all(len(set(word)) == len(word) for word in words) else None
 
 
 def triangle(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:

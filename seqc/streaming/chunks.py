@@ -11,6 +11,7 @@ import torch
 
 from seqc.program import Program
 from seqc.runtime import Session
+from seqc.runtime.pieces import in_pieces, length
 from seqc.runtime.states import to_json
 from seqc.streaming.time import time_of
 
@@ -22,33 +23,13 @@ _PIECES = (1, 1, 2, 3, 7, 16, 64)
 
 def in_chunks(session: Session, seed: int = 0) -> Callable[[Arrays], Arrays]:
     """The session as a function of whole sequences, which it is given in pieces of random lengths."""
-    steps_dim = session.manifest.steps_dim
-    assert steps_dim is not None
-    axes = {p.name: list(p.shape).index(steps_dim) for p in session.inputs if steps_dim in p.shape}
 
     def run(inputs: Arrays) -> Arrays:
-        length = min(inputs[name].shape[axis] for name, axis in axes.items())
-        generator = random.Random(f"{seed} {length}")
-        stream = session.stream(session.rows_in(inputs))
-        pieces: list[Arrays] = []
-        at = 0
-        while at < length:
-            steps = min(generator.choice(_PIECES), length - at)
-            piece = {n: _part(v, axes[n], at, steps) if n in axes else v for n, v in inputs.items()}
-            pieces.append(stream.step(piece))
-            at += steps
-        return {
-            port.name: np.concatenate([p[port.name] for p in pieces], list(port.shape).index(steps_dim))
-            if steps_dim in port.shape
-            else pieces[-1][port.name]
-            for port in session.outputs
-        }
+        generator = random.Random(f"{seed} {length(session, inputs)}")
+        counts = iter(lambda: generator.choice(_PIECES), None)
+        return in_pieces(session, session.stream(session.rows_in(inputs)), inputs, counts)
 
     return run
-
-
-def _part(value: np.ndarray[Any, Any], axis: int, start: int, count: int) -> np.ndarray[Any, Any]:
-    return value[(slice(None),) * axis + (slice(start, start + count),)]
 
 
 def first_states(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

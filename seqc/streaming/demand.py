@@ -33,7 +33,17 @@ class Everything:
     """Along an axis over time: all elements up to the newest."""
 
 
-Mode = Window | Everything | None
+@dataclass(frozen=True)
+class Recent:
+    """Along an axis over what steps read: the new elements and the ``count`` before them.
+
+    Where there were fewer, places in front of the first step hold any finite number; what reads them rules them out.
+    """
+
+    count: int
+
+
+Mode = Window | Everything | Recent | None
 """What is wanted along an axis; None: the axis is not over time."""
 
 NEW = Window()

@@ -23,7 +23,7 @@ from seqc.emit import Emitter
 from seqc.outside import is_size
 from seqc.program import Dim, Program
 from seqc.streaming.concrete import SHAPE_ONLY, Concrete
-from seqc.streaming.demand import NEW, Demand, Everything, Mode, Plan, Window, refuse
+from seqc.streaming.demand import NEW, Demand, Everything, Mode, Plan, Recent, Window, refuse
 from seqc.streaming.sizes import simpler, simplify
 from seqc.streaming.states import Slot
 
@@ -195,6 +195,8 @@ class Derivation:
             return expr
         if isinstance(mode, Everything):
             return expr.subs(self.time, self.total())
+        if isinstance(mode, Recent):
+            return expr.subs(self.time, self.steps + mode.count)
         if sympy.expand(expr - self.time).is_number:
             return self.steps + mode.stop - mode.start  # whatever the axis is longer or shorter than the sequence
         return expr.subs(self.time, self.steps)
@@ -263,16 +265,30 @@ class Derivation:
         return found
 
     def positions(self, mode: Mode) -> fx.Node:
-        """The positions of the elements of ``mode``, int64 [n]."""
+        """The positions of the elements of ``mode``, int64 [n]; 0 for places in front of the first step."""
         if mode not in self._shared:
             if isinstance(mode, Everything):
                 self._shared[mode] = self.emit(aten.arange.default, self.size(self.total()))
+            elif isinstance(mode, Recent):
+                self._shared[mode] = self.emit(aten.clamp.default, self._recent(mode), 0)
             else:
                 assert isinstance(mode, Window)
                 steps = self.emit(aten.arange.start, mode.start, self.size(self.steps + mode.stop))
                 self._shared[mode] = self.emit(aten.add.Tensor, steps, self.position())
         found: fx.Node = self._shared[mode]
         return found
+
+    def are_steps(self, mode: Recent) -> fx.Node:
+        """bool [n]: which elements of ``mode`` are steps, not places in front of the first."""
+        if ("are steps", mode) not in self._shared:
+            self._shared["are steps", mode] = self.emit(aten.ge.Scalar, self._recent(mode), 0)
+        found: fx.Node = self._shared["are steps", mode]
+        return found
+
+    def _recent(self, mode: Recent) -> fx.Node:
+        return self.emit(
+            aten.add.Tensor, self.emit(aten.arange.start, -mode.count, self.size(self.steps)), self.position()
+        )
 
     # -- planning and writing ----------------------------------------------------------------------------------------
 

@@ -63,7 +63,9 @@ def _region(d: Derivation, group: set[fx.Node], order: dict[fx.Node, int]) -> Re
             if n not in inside and n not in d.timed and n in d.lengthy and not is_size(n) and _is_uneven(d, n):
                 inside.add(n)
                 pending.append(n)
-    reads = {n for node in inside for n in node.all_input_nodes if n not in inside and n.op != "get_attr" and not is_size(n)}
+    reads = {
+        n for node in inside for n in node.all_input_nodes if n not in inside and n.op != "get_attr" and not is_size(n)
+    }
     exits = {n for n in inside if n in d.timed and (n in behind or d.source.output_node in n.users) and not _items(n)}
     return Region(*(tuple(sorted(nodes, key=order.__getitem__)) for nodes in (inside, reads, exits, between | behind)))
 

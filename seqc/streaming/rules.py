@@ -19,7 +19,7 @@ from seqc.ops.recurrence import is_recurrence
 from seqc.outside import is_size
 from seqc.streaming import attention, layers, positions, shifts, sums
 from seqc.streaming.commutes import commutes
-from seqc.streaming.demand import Demand, Everything, Plan, Window, refuse
+from seqc.streaming.demand import Demand, Everything, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import MOVES, Derivation, Rule, first, resized, target_of
 
 aten = torch.ops.aten
@@ -33,15 +33,23 @@ _ABSORBS_WINDOWS: dict[Any, Rule] = {
 """Operations that only move elements along the time: a window of the result is a window of the operand."""
 
 _OF_NEW: dict[Any, Rule] = {
-    aten.conv1d.default: shifts.conv1d,
+    aten.conv1d.default: shifts.convolution,
+    aten.conv2d.default: shifts.convolution,
+    aten.avg_pool1d.default: shifts.pool,
+    aten.max_pool1d.default: shifts.pool,
+    aten.unfold.default: shifts.unfold,
     aten.select.int: shifts.select,
     aten.cumsum.default: sums.running,
     aten.cumprod.default: sums.running,
     aten.logcumsumexp.default: sums.running,
+    aten.cummax.default: sums.running,
+    aten.cummin.default: sums.running,
     aten.sum.dim_IntList: sums.reduction,
     aten.mean.dim: sums.reduction,
     aten.amax.default: sums.reduction,
     aten.amin.default: sums.reduction,
+    aten.max.dim: sums.reduction,
+    aten.logsumexp.default: sums.reduction,
     aten.lstm.input: layers.recurrent_layer,
     aten.gru.input: layers.recurrent_layer,
     aten.rnn_tanh.input: layers.recurrent_layer,
@@ -51,6 +59,7 @@ _OF_NEW: dict[Any, Rule] = {
     aten._softmax.default: attention.softmax,
     aten.matmul.default: attention.product,
     aten.bmm.default: attention.product,
+    aten.einsum.default: attention.einsum,
     aten.tril.default: attention.triangle,
     aten.triu.default: attention.triangle,
     aten.index.Tensor: positions.lookup,
@@ -65,10 +74,9 @@ def plan(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
         return _kept(d, node, demand) or d.restarts[node].plan(node, demand)
     if node.target is operator.getitem:
         return _item(d, node, demand)
-    if node in d.timed:
-        for axis, mode in enumerate(demand.modes):
-            if isinstance(mode, Window) and mode.fill is not None and mode.start < 0 and d.newest_of(node, axis).start < 0:
-                return shifts.filled(d, node, demand, axis, mode)
+    found = shifts.filled(d, node, demand)
+    if found is not None:
+        return found
     if node.op == "call_function":
         found = _ABSORBS_WINDOWS.get(node.target, _none)(d, node, demand)
         if found is not None:
@@ -119,8 +127,10 @@ def _item(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     def write(new: Any) -> Any:
         return layers.item(d, new, index)
 
-    if d.is_newest(node, demand) and not any(isinstance(m, Everything) for m in demand.modes):
-        whole = Demand(()) if layers.is_layer(d, source) else replace(demand, modes=()) if is_recurrence(source) else demand
+    if d.is_newest(node, demand) and not any(isinstance(m, (Everything, Recent)) for m in demand.modes):
+        whole = (
+            Demand(()) if layers.is_layer(d, source) else replace(demand, modes=()) if is_recurrence(source) else demand
+        )
         return Plan(((source, whole),), write)
     return _kept(d, node, demand) or Plan(((source, demand),), write)
 
@@ -133,7 +143,7 @@ def _kept(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         if node in d.timed or mode.fill is not None:
             return shifts.delayed(d, node, demand, axis, mode)
     over = [(a, m) for a, m in enumerate(demand.modes) if m is not None]
-    if node in d.timed and len(over) == 1 and isinstance(over[0][1], Everything) and not _repeats(d, node):
+    if node in d.timed and len(over) == 1 and isinstance(over[0][1], (Everything, Recent)) and not _repeats(d, node):
         return attention.kept(d, node, demand, over[0][0])
     return None
 

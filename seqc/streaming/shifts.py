@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.program import named_args
-from seqc.streaming.demand import Demand, Everything, Plan, Window, refuse
+from seqc.streaming.demand import Demand, Everything, Mode, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import END, Derivation
 
 aten = torch.ops.aten
@@ -44,17 +45,29 @@ def delayed(d: Derivation, node: fx.Node, demand: Demand, axis: int, mode: Windo
     return Plan(((node, base), *fills), write)
 
 
-def filled(d: Derivation, node: fx.Node, demand: Demand, axis: int, mode: Window) -> Plan:
+def filled(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """What is in front of a value whose first element comes later than the first step."""
-    if isinstance(mode.fill, fx.Node):
-        raise refuse(node, "what is put in front of it begins later than the sequence")
-    bare = Demand(tuple(replace(mode, fill=None) if a == axis else m for a, m in enumerate(demand.modes)))
+    if node not in d.timed or (node.target is aten.slice.Tensor and not named_args(node)["start"]):
+        return None
+    for axis, mode in enumerate(demand.modes):
+        if isinstance(mode, Window) and mode.fill is not None and mode.start < 0 and d.newest_of(node, axis).start < 0:
+            break
+    else:
+        return None
+    fill, bare = mode.fill, replace(mode, fill=None)
+    need = Demand(tuple(bare if a == axis else m for a, m in enumerate(demand.modes)))
 
-    def write(new: fx.Node) -> fx.Node:
-        outside = d.emit(aten.lt.Scalar, _along(d, d.positions(bare.modes[axis]), axis, new), 0)
-        return d.emit(aten.where.self, outside, d.emit(aten.full.default, [], mode.fill, dtype=new.meta["val"].dtype), new)
+    def write(new: fx.Node, *before: fx.Node) -> fx.Node:
+        at = d.positions(bare)
+        if before:
+            count = before[0].meta["val"].shape[axis]
+            place = d.emit(aten.clamp.default, d.emit(aten.add.Tensor, at, count), 0, count - 1)
+            front = d.emit(aten.index_select.default, before[0], axis, place)
+        else:
+            front = d.emit(aten.full.default, [], fill, dtype=new.meta["val"].dtype)
+        return d.emit(aten.where.self, _along(d, d.emit(aten.lt.Scalar, at, 0), axis, new), front, new)
 
-    return Plan(((node, bare),), write)
+    return Plan(((node, need), *([(fill, d.newest(fill))] if isinstance(fill, fx.Node) else ())), write)
 
 
 def _along(d: Derivation, numbers: fx.Node, axis: int, like: fx.Node) -> fx.Node:
@@ -76,7 +89,7 @@ def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(
             node, "a part of the sequence that begins at its end, or leaves steps out, is no sequence of steps"
         )
-    if isinstance(mode, Everything):
+    if isinstance(mode, (Everything, Recent)):
         whole = start == 0 and _torch.size_expr(source.meta["val"].shape[axis]) == d.time
         return Plan(((source, demand),), lambda new: new) if whole else None
     extra = sympy.expand(_torch.size_expr(node.meta["val"].shape[axis]) - d.time)
@@ -95,7 +108,9 @@ def _part(d: Derivation, node: fx.Node, source: fx.Node, axis: int, start: Any, 
     count = _torch.size_expr(node.meta["val"].shape[axis])
     if start.is_Integer and start >= 0 and count.is_Integer:
         last = int(start + count)
-        return early(d, node, source, axis, last, demand, lambda new: d.emit(aten.slice.Tensor, new, axis, int(start), last))
+        return early(
+            d, node, source, axis, last, demand, lambda new: d.emit(aten.slice.Tensor, new, axis, int(start), last)
+        )
     if not demand.at_end or size != d.time or start not in (sympy.Integer(-1), d.time - 1):
         raise refuse(node, "some steps of the sequence are read at every other", "pass them as an input of their own")
     return Plan(((source, d.newest(source)),), lambda new: d.emit(aten.slice.Tensor, new, axis, -1, END))
@@ -137,18 +152,19 @@ def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         return None
     over = [p for p in parts if axis in d.axes(p)]
     index = parts.index(over[0]) if over else 0
-    if len(over) != 1 or parts[index + 1 :] and not isinstance(mode, Window):
+    if len(over) != 1 or (parts[index + 1 :] and not isinstance(mode, Window)):
         raise refuse(node, "parts of the sequence are put together in another order")
     count = sum(int(p.meta["val"].shape[axis]) for p in parts[:index])
-    if index and (d.newest_of(over[0], axis).start < 0 or not all(d.is_constant(p) for p in parts[:index])):
+    if index > 1 or not all(d.is_constant(p) for p in parts[:index]):
         return _put_in_front(d, node, demand, axis, index, count)
-    if index > 1:
-        raise refuse(node, "several constants in front of the sequence")
-    if not isinstance(mode, Window) or mode.start > 0 or (count and mode.start < 0):
+    if not isinstance(mode, Window) or (count and mode.start < 0):
         return None
-    moved = Window(mode.start - count, mode.stop - count, parts[0] if count else mode.fill)
+    fill = None if mode.start >= count else parts[0] if count else mode.fill
+    moved = Window(mode.start - count, mode.stop - count, fill)
     need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
-    return Plan(((over[0], need),), lambda new: new)
+    # Asked for here, where it stands behind them, since what is filled with it may stand in front of the constants.
+    fills = [(fill, d.newest(fill))] if isinstance(fill, fx.Node) else []
+    return Plan(((over[0], need), *fills), lambda new, *_: new)
 
 
 def _put_in_front(d: Derivation, node: fx.Node, demand: Demand, axis: int, index: int, count: int) -> Plan | None:
@@ -172,7 +188,13 @@ def _put_in_front(d: Derivation, node: fx.Node, demand: Demand, axis: int, index
 
 
 def early(
-    d: Derivation, node: fx.Node, source: fx.Node, axis: int, count: int, demand: Demand, write: Callable[[fx.Node], fx.Node]
+    d: Derivation,
+    node: fx.Node,
+    source: fx.Node,
+    axis: int,
+    count: int,
+    demand: Demand,
+    write: Callable[[fx.Node], fx.Node],
 ) -> Plan:
     """A part of the first ``count`` steps, which are a state; those not yet there are 0 in it."""
     newest = d.newest_of(source, axis)
@@ -199,27 +221,68 @@ def early(
     return Plan(((source, d.newest(source)),), kept)
 
 
-def conv1d(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+def convolution(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """A convolution along the time: the steps it reads back are a state."""
     arg = named_args(node)
     source = arg["input"]
-    if d.axes(source) != (2,):
+    if len(d.axes(source)) != 1 or d.axes(source)[0] < 2:
         return None
-    stride, padding, dilation = (next(iter(arg[k])) for k in ("stride", "padding", "dilation"))
-    mode = demand.modes[2]
-    assert isinstance(mode, Window)
-    if stride != 1:
+    at = d.axes(source)[0] - 2
+    spatial = node.meta["val"].dim() - 2
+    stride, padding, dilation = ([*arg[k]] * (spatial // len(arg[k])) for k in ("stride", "padding", "dilation"))
+    if stride[at] != 1:
         raise refuse(node, "a convolution with a stride makes fewer steps of the sequence")
-    reach = (int(arg["weight"].meta["val"].shape[2]) - 1) * int(dilation)
-    window = Window(mode.start - int(padding), mode.stop + reach - int(padding), 0.0)
-    modes = tuple(window if a == 2 else m for a, m in enumerate(d.newest(source).modes))
+    size = int(arg["weight"].meta["val"].shape[2 + at])
+    need = _reaching(d, source, 2 + at, demand.modes[2 + at], (size - 1) * int(dilation[at]), int(padding[at]), 0.0)
     others = [n for n in (arg["weight"], arg["bias"]) if isinstance(n, fx.Node)]
+    inner = [0 if a == at else n for a, n in enumerate(padding)]
 
     def write(new: fx.Node, *fixed: fx.Node) -> fx.Node:
         weight, bias = (*fixed, None)[:2]
-        return d.emit(aten.conv1d.default, new, weight, bias, [1], [0], [dilation], arg["groups"])
+        return d.emit(node.target, new, weight, bias, stride, inner, dilation, arg["groups"])
 
-    return Plan(((source, Demand(modes)), *((n, d.newest(n)) for n in others)), write)
+    return Plan(((source, need), *((n, d.newest(n)) for n in others)), write)
+
+
+def _reaching(d: Derivation, source: fx.Node, axis: int, mode: Mode, reach: int, padding: int, fill: float) -> Demand:
+    """What ``mode`` needs of ``source`` where each element along ``axis`` reads ``reach`` behind it, less the padding."""
+    assert isinstance(mode, Window)
+    window = Window(mode.start - padding, mode.stop + reach - padding, fill if padding else None)
+    return Demand(tuple(window if a == axis else m for a, m in enumerate(d.newest(source).modes)))
+
+
+def pool(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """A mean or maximum over neighbouring steps: those it reads back are a state."""
+    arg = named_args(node)
+    source = arg["self"]
+    axis = source.meta["val"].dim() - 1
+    if d.axes(source) != (axis,):
+        return None
+    size, padding = arg["kernel_size"][0], arg["padding"][0]
+    dilation = arg["dilation"][0] if "dilation" in arg else 1
+    if (arg["stride"] or arg["kernel_size"])[0] != 1:
+        raise refuse(node, "pooling with a stride makes fewer steps of the sequence")
+    mean = node.target is aten.avg_pool1d.default
+    if mean and padding and not arg["count_include_pad"]:
+        raise refuse(node, "a mean that leaves the padding out", "pad in front, and count it")
+    need = _reaching(d, source, axis, demand.modes[axis], (size - 1) * dilation, padding, 0.0 if mean else -math.inf)
+
+    def write(new: fx.Node) -> fx.Node:
+        return d.emit(node.target, new, [size], [1], [0], *([] if mean else [[dilation]]))
+
+    return Plan(((source, need),), write)
+
+
+def unfold(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """Windows of neighbouring steps: those they reach back are a state."""
+    source, axis, size, step = named_args(node).values()
+    axis %= source.meta["val"].dim()
+    if d.axes(source) != (axis,):
+        return None
+    if step != 1:
+        raise refuse(node, "windows that leave steps out make fewer steps of the sequence")
+    need = _reaching(d, source, axis, demand.modes[axis], size - 1, 0, 0.0)
+    return Plan(((source, need),), lambda new: d.emit(node.target, new, axis, size, step))
 
 
 def select(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
@@ -231,7 +294,9 @@ def select(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     size = _torch.size_expr(source.meta["val"].shape[axis])
     at = _expr(index)
     if at.is_Integer and at >= 0:
-        return early(d, node, source, axis, int(at) + 1, demand, lambda new: d.emit(aten.select.int, new, axis, int(at)))
+        return early(
+            d, node, source, axis, int(at) + 1, demand, lambda new: d.emit(aten.select.int, new, axis, int(at))
+        )
     if sympy.expand(size - d.time) != 0 or _expr(index) not in (sympy.Integer(-1), size - 1):
         raise refuse(node, "one step of the sequence is read at every other", "pass it as an input of its own")
     if not demand.at_end:

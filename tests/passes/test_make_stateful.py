@@ -149,7 +149,7 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
             attn_mask=(torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1]) < 3) & lower(x.shape[1]),
         ),
         list,
-        ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
+        ["past_key_values.0.key[batch, 2, 4]", "past_key_values.0.value[batch, 2, 4]", "past_position[]"],
     ),
     "softmax of masked scores": (
         lambda x: scores(x).masked_fill(~lower(x.shape[1]), float("-inf")).softmax(-1) @ (x + 1),
