@@ -12,9 +12,11 @@ import operator
 from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 
+from seqc import _torch
 from seqc.ops.recurrence import is_recurrence
 from seqc.outside import is_size
 from seqc.streaming import attention, layers, positions, shifts, sums
@@ -196,17 +198,59 @@ def _axes(
     d: Derivation, node: fx.Node, over: list[fx.Node], out: tuple[int, ...]
 ) -> dict[fx.Node, tuple[int, ...]] | None:
     """For each operand with axes over time, which axes of the result these are; None where steps are mixed."""
-    if any(len(d.axes(n)) > len(out) for n in over):
+    inner = {n: _inner(d, n) for n in (node, *over)}
+    if any(len(d.axes(n)) > len(out) for n in over) or None in inner.values():
         return None
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
         rank = first(node.meta["val"]).dim()
         return {n: tuple(a + rank - n.meta["val"].dim() for a in d.axes(n)) for n in over}
+    return next((axes for axes in _candidates(d, over, out) if _commutes(d, node, axes, inner)), None)
+
+
+def _candidates(d: Derivation, over: list[fx.Node], out: tuple[int, ...]) -> list[dict[fx.Node, tuple[int, ...]]]:
     candidates = [{n: out[: len(d.axes(n))] for n in over}]
     if len(out) > 1:
         candidates.append({n: out[::-1][: len(d.axes(n))] for n in over})
         candidates.append({n: out[len(out) - len(d.axes(n)) :] for n in over})
-    sizes = {s: v for s, v in d.at(0).items() if s != d.time}
-    for axes in candidates:
-        if commutes(node, axes, d.time, sizes, d.source.weights, resized):
-            return axes
+    return candidates
+
+
+# Sizes of the other dimensions that no other size is a multiple of.
+_PRIMES = (5, 11, 13, 17, 19, 23)
+
+
+def _commutes(d: Derivation, node: fx.Node, axes: dict[fx.Node, tuple[int, ...]], inner: Any) -> bool:
+    return commutes(node, axes, d.time, _others(d), d.source.weights, resized, inner)
+
+
+def _others(d: Derivation) -> dict[sympy.Symbol, int]:
+    return dict(zip((dim.symbol for dim in d.source.dims if dim.symbol != d.time), _PRIMES, strict=False))
+
+
+def _inner(d: Derivation, node: fx.Node) -> int | None:
+    """How many elements of each step lie together where steps are merged with other axes in one; None where none fits."""
+    known: dict[fx.Node, int | None] = d.shared("inner", dict)
+    if node not in known:
+        known[node] = _merged(d, node)
+    return known[node]
+
+
+def _merged(d: Derivation, node: fx.Node) -> int | None:
+    out = d.axes(node)
+    sizes = [sympy.expand(_torch.size_expr(first(node.meta["val"]).shape[a])) for a in out]
+    if len(out) != 1 or (sizes[0] - d.time).is_number or node.op != "call_function":
+        return 1
+    operands = _operands(node)
+    over = [n for n in operands if d.axes(n)]
+    if not over or node.target is operator.getitem or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        found = {_inner(d, n) for n in over if len(d.axes(n)) == 1} or {1}
+        return found.pop() if len(found) == 1 else None
+    inner = {n: _inner(d, n) for n in over}
+    if any(len(d.axes(n)) > 1 for n in over) or None in inner.values():
+        return 1
+    together = sizes[0].subs({**_others(d), d.time: 1})
+    choices = sympy.divisors(together) if together.is_Integer and together > 0 else [1]
+    for choice in choices:
+        if any(_commutes(d, node, axes, inner | {node: int(choice)}) for axes in _candidates(d, over, out)):
+            return int(choice)
     return None
