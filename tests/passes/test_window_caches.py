@@ -85,9 +85,7 @@ WINDOWS: dict[str, Function] = {
     "masked scores": lambda x: by_hand(x, inside(x)),
     "scores cut to a band, no softmax": lambda x: scores(x).tril().triu(1 - WINDOW) @ (x + 1),
     "scores times a mask": lambda x: (scores(x) * inside(x)) @ (x + 1),
-    "a bias by distance": lambda x: (
-        (scores(x) - 0.1 * back(x)).masked_fill(~inside(x), -1e38).softmax(-1) @ (x + 1)
-    ),
+    "a bias by distance": lambda x: (scores(x) - 0.1 * back(x)).masked_fill(~inside(x), -1e38).softmax(-1) @ (x + 1),
     "every second step of the window": lambda x: by_hand(x, inside(x) & (back(x) % 2 == 0)),
     "chunks": lambda x: by_hand(x, chunk(x)),
     "keys that are repeated": grouped,
