@@ -7,12 +7,14 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from seqc.errors import ArtifactError, MissingExtraError
-from seqc.runtime.inputs import nearest
+from seqc.runtime.inputs import Array, nearest
 
 Provider = str | tuple[str, dict[str, Any]]
 
@@ -101,6 +103,55 @@ def _open_session(path: Path, providers: Sequence[Provider] | None) -> Any:
         if name not in active:
             raise ArtifactError(f"provider {name!r} cannot start on this machine: started are {', '.join(active)}")
     return session
+
+
+class Kept(Protocol):
+    """An array where onnxruntime computes, on its device: passed from call to call without a copy. An ``OrtValue``."""
+
+    def numpy(self) -> Array: ...
+
+    def tensor_size_in_bytes(self) -> int: ...
+
+
+def keep(array: Array) -> Kept:
+    """``array``, which must not be written to any more, as an OrtValue."""
+    value: Kept = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    return value
+
+
+def run_bound(
+    ort_session: Any,
+    inputs: Mapping[str, Array],
+    states: Mapping[str, Kept],
+    outputs: Sequence[str],
+    kept: Sequence[str],
+) -> tuple[list[Array], tuple[Kept, ...]]:
+    """Run with checked inputs and with states that stay where the first provider computes.
+
+    Returns:
+        The arrays called ``outputs``, and the values called ``kept``, which stay there.
+
+    Raises:
+        ArtifactError: onnxruntime failed inside the model.
+    """
+    options = import_onnxruntime().RunOptions()
+    options.log_severity_level = _LOG_FATAL
+    binding = ort_session.io_binding()
+    device = "cuda" if ort_session.get_providers()[0] == _CUDA else "cpu"
+    try:
+        for name, value in {**{n: keep(a) for n, a in inputs.items()}, **states}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name)
+        for name in kept:
+            binding.bind_output(name, device)
+        ort_session.run_with_iobinding(binding, options)
+        values = binding.get_outputs()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"onnxruntime failed while running the model: {_line(error)}") from error
+    return [v.numpy() for v in values[: len(outputs)]], tuple(values[len(outputs) :])
 
 
 def run_session(ort_session: Any, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:

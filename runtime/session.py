@@ -13,10 +13,10 @@ from seqc.runtime.files import check_files
 from seqc.runtime.generate import Generator, OnToken, prompts_of, token_ports
 from seqc.runtime.inputs import Array, prepare
 from seqc.runtime.manifest import MODEL_FILE, STEP_FILE, DimRange, Manifest, Port
-from seqc.runtime.ort import Provider, open_session, run_session
+from seqc.runtime.ort import Kept, Provider, open_session, run_bound, run_session
 from seqc.runtime.rows import Rows
 from seqc.runtime.sampling import Sampling
-from seqc.runtime.states import StatePort, state_port
+from seqc.runtime.states import StateMemory, StatePort, memory, state_port
 from seqc.runtime.stream import Stream
 
 
@@ -100,6 +100,10 @@ class Session:
         arrays |= {s.port.name: s.start(rows) for s in self.states}
         return dict(zip(names, run_session(self._ort, names, arrays), strict=True))
 
+    def memory(self) -> StateMemory:
+        """What the states of a stream take: bytes of a row, and more for each step."""
+        return memory(self.states)
+
     def stream(self, batch_size: int = 1) -> Stream:
         """A stream of ``batch_size`` sequences that come piece by piece, before their first step.
 
@@ -175,15 +179,14 @@ class Session:
         return self._rows.put_together(parts, count)
 
     def run_step(
-        self, inputs: Mapping[str, Array], states: Sequence[Array], steps: int
-    ) -> tuple[dict[str, Array], tuple[Array, ...]]:
+        self, inputs: Mapping[str, Array], states: Sequence[Kept], steps: int
+    ) -> tuple[dict[str, Array], tuple[Kept, ...]]:
         """(outputs, next states) of new steps from ``states`` on."""
-        names = [port.name for port in self.outputs] + [s.following for s in self.states]
-        arrays = {**inputs, **{s.port.name: value for s, value in zip(self.states, states, strict=True)}}
+        names = [port.name for port in self.outputs]
+        given = {s.port.name: value for s, value in zip(self.states, states, strict=True)}
         session = self._step if steps == 1 and self._step is not None else self._ort
-        results = run_session(session, names, arrays)
-        count = len(self.outputs)
-        return dict(zip(names[:count], results[:count], strict=True)), tuple(results[count:])
+        arrays, kept = run_bound(session, inputs, given, names, [s.following for s in self.states])
+        return dict(zip(names, arrays, strict=True)), kept
 
 
 def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,28 @@ class StatePort:
     def join(self, values: list[Array]) -> Array:
         """The state of the streams of all ``values``, in this order."""
         return values[0] if self.batch_axis is None else np.concatenate(values, self.batch_axis)
+
+
+@dataclass(frozen=True)
+class StateMemory:
+    """Bytes of the states of one row: ``fixed``, and ``per_step`` more for each step that was seen."""
+
+    fixed: int
+    per_step: int
+
+    def total(self, rows: int = 1, steps: int = 0) -> int:
+        """Bytes of ``rows`` rows that have seen ``steps`` steps each."""
+        return rows * (self.fixed + steps * self.per_step)
+
+
+def memory(states: Iterable[StatePort]) -> StateMemory:
+    """What ``states`` take. One that all rows share is counted for each."""
+    fixed = per_step = 0
+    for state in states:
+        sizes = [size for axis, size in enumerate(state.initial.shape) if axis != state.grows]
+        count = math.prod(sizes) * state.initial.itemsize
+        fixed, per_step = (fixed + count, per_step) if state.grows is None else (fixed, per_step + count)
+    return StateMemory(fixed, per_step)
 
 
 def state_port(state: State, dims: Iterable[str]) -> StatePort:

@@ -12,6 +12,7 @@ import numpy as np
 from seqc.errors import ArtifactError
 from seqc.runtime import saved
 from seqc.runtime.inputs import Array
+from seqc.runtime.ort import Kept, keep
 
 if TYPE_CHECKING:
     from seqc.runtime.session import Session
@@ -23,13 +24,13 @@ _FORMAT = 1
 class Group:
     """Rows that go through the model together: where it counts steps, all of them have seen equally many.
 
-    ``positions`` has the steps that each row has seen, ``states`` one array per state of the artifact, whose rows are in the
-    order of ``rows``. Arrays are never written to.
+    ``positions`` has the steps that each row has seen, ``states`` one value per state of the artifact, whose rows are in the
+    order of ``rows``. They are never written to.
     """
 
     rows: tuple[int, ...]
     positions: tuple[int, ...]
-    states: tuple[Array, ...]
+    states: tuple[Kept, ...]
 
 
 class Stream:
@@ -107,16 +108,9 @@ class Stream:
     def _choose(self, rows: list[int]) -> None:
         groups = []
         for group in self._groups:
-            at = [(i, group.rows.index(row)) for i, row in enumerate(rows) if row in group.rows]
-            if at:
-                states = zip(self._session.states, group.states, strict=True)
-                groups.append(
-                    Group(
-                        tuple(i for i, _ in at),
-                        tuple(group.positions[j] for _, j in at),
-                        tuple(s.take(value, [j for _, j in at]) for s, value in states),
-                    )
-                )
+            places = [i for i, row in enumerate(rows) if row in group.rows]
+            if places:
+                groups.append(self._taken(group, [group.rows.index(rows[i]) for i in places], places))
         self._groups, self._size = tuple(groups), len(rows)
 
     def rewind(self, checkpoint: Stream) -> None:
@@ -127,7 +121,7 @@ class Stream:
 
     def memory(self) -> int:
         """Bytes of all states."""
-        return sum(array.nbytes for group in self._groups for array in group.states)
+        return sum(value.tensor_size_in_bytes() for group in self._groups for value in group.states)
 
     def save(self, path: str | Path) -> None:
         """Write the states to one file, which appears complete or not at all."""
@@ -137,7 +131,7 @@ class Stream:
             "batch_size": self._size,
             "groups": [{"rows": list(g.rows), "positions": list(g.positions)} for g in self._groups],
         }
-        arrays = {f"{i}.{j}": a for i, g in enumerate(self._groups) for j, a in enumerate(g.states)}
+        arrays = {f"{i}.{j}": v.numpy() for i, g in enumerate(self._groups) for j, v in enumerate(g.states)}
         saved.write(Path(path), header, arrays)
 
     def load(self, path: str | Path) -> None:
@@ -153,7 +147,7 @@ class Stream:
                 raise ArtifactError(f"{path} is the state of {header['batch_size']} rows, this stream has {self._size}")
             count = len(self._session.states)
             groups = tuple(
-                Group(tuple(g["rows"]), tuple(g["positions"]), tuple(arrays[f"{i}.{j}"] for j in range(count)))
+                Group(tuple(g["rows"]), tuple(g["positions"]), tuple(keep(arrays[f"{i}.{j}"]) for j in range(count)))
                 for i, g in enumerate(header["groups"])
             )
         except KeyError as error:
@@ -173,21 +167,24 @@ class Stream:
             if len(seen) != len(group.rows) or any(type(n) is not int or n < 0 for n in seen):
                 raise ArtifactError(f"{path} is no saved state: rows {list(group.rows)} are at steps {list(seen)}")
             for state, value in zip(self._session.states, group.states, strict=True):
-                fault = state.fault(value, len(group.rows))
+                fault = state.fault(value.numpy(), len(group.rows))
                 if fault:
                     raise ArtifactError(f"{path}: {fault}")
 
     def _fresh(self, rows: tuple[int, ...]) -> Group:
-        return Group(rows, (0,) * len(rows), tuple(state.start(len(rows)) for state in self._session.states))
+        return Group(rows, (0,) * len(rows), tuple(keep(state.start(len(rows))) for state in self._session.states))
 
     def _part(self, group: Group, rows: list[int]) -> list[Group]:
         """The group of some of its rows: one, or none where there are none."""
         if not rows or len(rows) == len(group.rows):
             return [group] if rows else []
-        at = [group.rows.index(row) for row in rows]
+        return [self._taken(group, [group.rows.index(row) for row in rows], rows)]
+
+    def _taken(self, group: Group, at: list[int], rows: Iterable[int]) -> Group:
+        """What ``group`` has ``at`` these places, as the group of ``rows``."""
         states = zip(self._session.states, group.states, strict=True)
-        positions = tuple(group.positions[i] for i in at)
-        return [Group(tuple(rows), positions, tuple(s.take(value, at) for s, value in states))]
+        values = tuple(keep(state.take(value.numpy(), at)) for state, value in states)
+        return Group(tuple(rows), tuple(group.positions[i] for i in at), values)
 
     def _joined(self, groups: list[Group]) -> tuple[Group, ...]:
         """Rows that are in step go together. Where no state depends on the number of steps, all are."""
@@ -196,11 +193,15 @@ class Stream:
             together.setdefault(group.positions[0] if self._session.counts_steps else 0, []).append(group)
         found = []
         for members in together.values():
-            states = zip(self._session.states, *(m.states for m in members), strict=True)
             rows = tuple(row for m in members for row in m.rows)
-            joined = members[0].states if len(members) == 1 else tuple(s.join(list(values)) for s, *values in states)
-            found.append(Group(rows, tuple(n for m in members for n in m.positions), joined))
+            found.append(Group(rows, tuple(n for m in members for n in m.positions), self._join(members)))
         return tuple(found)
+
+    def _join(self, members: list[Group]) -> tuple[Kept, ...]:
+        if len(members) == 1:
+            return members[0].states
+        states = zip(self._session.states, *(m.states for m in members), strict=True)
+        return tuple(keep(state.join([value.numpy() for value in values])) for state, *values in states)
 
     def _checked(self, rows: Iterable[int], repeated: bool = False) -> list[int]:
         chosen = list(rows)

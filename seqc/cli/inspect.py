@@ -13,6 +13,7 @@ from seqc.errors import ArtifactError
 from seqc.runtime import manifest as manifests
 from seqc.runtime.files import check_files
 from seqc.runtime.manifest import Manifest, Port
+from seqc.runtime.states import memory, state_port
 
 
 @click.command("inspect")
@@ -56,10 +57,7 @@ def describe(directory: Path, manifest: Manifest) -> str:
     sections = [
         ("inputs", [[p.name, _type(p)] for p in manifest.inputs]),
         ("outputs", [[p.name, _type(p), _tolerance(manifest, p)] for p in manifest.outputs]),
-        (
-            "states",
-            [[s.port.name, _type(s.port)] for s in manifest.states],
-        ),
+        ("states", _states(manifest)),
         ("dimensions", [[name, str(dim), f"traced at {dim.traced}"] for name, dim in manifest.dims.items()]),
         ("passes", _passes(manifest)),
         ("engines", [[str(e.get("file", "?")), f"sm {e.get('sm', '?')}"] for e in manifest.engines]),
@@ -73,6 +71,17 @@ def describe(directory: Path, manifest: Manifest) -> str:
 
 def _type(port: Port) -> str:
     return f"{port.dtype}[{', '.join(map(str, port.shape))}]"
+
+
+def _states(manifest: Manifest) -> list[list[str]]:
+    if not manifest.states:
+        return []
+    taken = memory(state_port(s, manifest.dims) for s in manifest.states)
+    more = f", and {human_bytes(taken.per_step)} for each step" if taken.per_step else ""
+    return [
+        *([s.port.name, _type(s.port)] for s in manifest.states),
+        ["in all", f"{human_bytes(taken.fixed)} a row{more}"],
+    ]
 
 
 def _tolerance(manifest: Manifest, port: Port) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import seqc
+from seqc.cli.main import run
 from seqc.errors import ArtifactError
 from seqc.runtime import Session, load
 
@@ -185,6 +186,50 @@ def test_inputs_that_do_not_fit_leave_the_stream_as_it_was(session: Session) -> 
     with pytest.raises(ArtifactError, match="at least one row"):
         session.stream(0)
     assert stream.positions == (3, 3)
+
+
+def test_a_fork_takes_rows_in_any_order_and_number(model: nn.Module, session: Session) -> None:
+    x, y = given(3, 4), given(4, 5, 1)
+    stream = session.stream(3)
+    stream.step({"x": x[:, :2]})
+    stream.step({"x": x[2:, 2:]}, rows=[2])
+    chosen = [2, 0, 2, 1]
+    beams = stream.fork(chosen)
+    assert (beams.batch_size, beams.positions) == (4, (4, 2, 4, 2))
+    out = beams.step({"x": y})["output"]
+    for i, row in enumerate(chosen):
+        seen = beams.positions[i] - 5
+        close(out[i : i + 1], whole(model, np.concatenate([x[row : row + 1, :seen], y[i : i + 1]], 1))[:, seen:])
+    assert stream.positions == (2, 2, 4)
+    with pytest.raises(ArtifactError, match="row 3 is not one of 0 to 2"):
+        stream.fork([3])
+
+
+def test_memory_is_told_before_a_stream_is_made(session: Session) -> None:
+    memory, stream = session.memory(), session.stream(2)
+    assert (memory.fixed, memory.per_step) == (4 * (8 + 4) + 8, 4 * 8)
+    stream.step({"x": given(2, 5)})
+    shared_position = 8
+    assert stream.memory() == memory.total(rows=2, steps=5) - shared_position
+
+
+def test_the_command_line_streams_and_goes_on_from_a_saved_state(
+    model: nn.Module, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = given(2, 11)
+    for name, part in (("first", x[:, :6]), ("rest", x[:, 6:])):
+        np.savez(tmp_path / f"{name}.npz", x=part)
+    command = ["run", str(artifact), "--stream", "4"]
+    state, out = str(tmp_path / "state"), tmp_path / "out.npz"
+    assert run([*command, "--inputs", str(tmp_path / "first.npz"), "--save-state", state]) == 0
+    assert "6 steps were seen in all" in capsys.readouterr().err
+    assert run([*command, "--inputs", str(tmp_path / "rest.npz"), "--load-state", state, "-o", str(out)]) == 0
+    assert "11 steps were seen in all" in capsys.readouterr().err
+    close(np.load(out)["output"], whole(model, x)[:, 6:])
+    assert run(["run", str(artifact), "--random", "batch=1", "--save-state", state]) == 2
+    assert "--load-state and --save-state go with --stream N" in capsys.readouterr().err
+    assert run(["inspect", str(artifact)]) == 0
+    assert "56 B a row, and 32 B for each step" in capsys.readouterr().out
 
 
 def test_streams_of_one_session_run_at_once(model: nn.Module, session: Session) -> None:

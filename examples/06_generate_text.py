@@ -1,0 +1,41 @@
+"""Language models that were really trained, three kinds of them, writing text: states derived, decoding by the runtime.
+
+The models and their training are in examples/byte_models: plain PyTorch, a loop over time, no caches.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import seqc
+import seqc.runtime
+
+sys.path.insert(0, str(Path(__file__).parent / "byte_models"))
+from model import trained
+
+PROMPT = "ROMEO.\nMy love, "
+COUNT = 48
+NAMES = sys.argv[1:] or ["transformer"]  # mamba and hybrid take a minute more each, to trace their loops
+
+for name in NAMES:
+    model = trained(name)
+    compiled = seqc.compile(model, (torch.randint(256, (1, 17)),), stateful=True)
+    session = seqc.runtime.load(compiled.save(Path(tempfile.mkdtemp()) / name))
+    memory = session.memory()
+    start = time.perf_counter()
+    (written,) = session.generate(list(PROMPT.encode()), COUNT)
+    seconds = time.perf_counter() - start
+    (guessed,) = session.generate(list(PROMPT.encode()), COUNT, speculate=6)
+    text = torch.tensor([list(PROMPT.encode())])
+    with torch.no_grad():
+        for _ in range(COUNT):
+            text = torch.cat([text, model(text)[:, -1:].argmax(-1)], 1)
+    print(f"{name}: {PROMPT}{bytes(written.tolist()).decode(errors='replace')}")
+    print(
+        f"  states: {memory.fixed} bytes and {memory.per_step} more for each byte of text; {COUNT} bytes in {seconds:.2f} s"
+    )
+    assert written.tolist() == guessed.tolist() == text[0, -COUNT:].tolist()
+    print("  the same as PyTorch's, which read the whole text for each byte, with and without speculation")
