@@ -125,4 +125,13 @@ class Restart:
         args, kwargs = pytree.tree_map(mapped, stated, is_leaf=lambda a: a is None)
         if (node, 0) in first:
             args = ([first[node, 0], *args[0][1:]], *args[1:])
-        return d.emit(target_of(node), *args, **kwargs)
+        result = d.emit(target_of(node), *args, **kwargs)
+        return self._of_plain_shape(node, result) if node in self.region.exits else result
+
+    def _of_plain_shape(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """``new`` with sizes that say they are the number of steps, where they only come to the same."""
+        exprs = [_torch.size_expr(s) for s in node.meta["val"].shape]
+        wanted = [e.subs(self.d.time, self.d.steps) for e in map(sympy.sympify, exprs)]
+        if [_torch.size_expr(s) for s in new.meta["val"].shape] == wanted:
+            return new
+        return self.d.emit(aten.reshape.default, new, [self.d.size(e) for e in exprs])

@@ -115,6 +115,7 @@ def test_any_pieces_are_the_whole(name: str) -> None:
     function, states = STREAMS[name]
     program = derived(Model(function))
     assert [f"{p.name}[{', '.join(map(str, p.shape))}]" for p in program.inputs[1:]] == states
+    assert program.outputs[0].shape == ("batch", "sequence", 3)
     torch.manual_seed(1)
     for rows, length, seed in ((1, 4, 0), (3, 23, 1), (2, 40, 2)):
         x = torch.randn(rows, length, D)
@@ -144,6 +145,13 @@ def test_a_chunk_as_long_as_another_axis_stays_a_chunk() -> None:
     x = torch.randn(2, 8, 3)
     (pieces,) = in_pieces(program, {"x": x}, steps=1)
     torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_model_is_checked_in_pieces() -> None:
+    """And its dimension of steps is found where the last chunk's rest is cut off."""
+    shapes = {"x": {0: "batch", 1: "sequence"}}
+    compiled = seqc.compile(Model(sums_of_chunks), {"x": torch.randn(2, 9, D)}, dynamic_shapes=shapes, stateful=True)
+    assert compiled.report["check_in_chunks"]["error"] < 1e-4
 
 
 def constant_decay(x: torch.Tensor) -> torch.Tensor:
