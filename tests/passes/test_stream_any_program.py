@@ -254,7 +254,7 @@ LAYERS = ("LSTM", "GRU", "RNN")
 LOOPS = ("a loop with resets", "a loop that mixes its state", "a loop with two states")
 
 
-@settings(FEW, max_examples=4)
+@settings(FEW, max_examples=3)
 @given(NEAR, st.one_of(FAR, EACH), one_of(*LAYERS, *LOOPS))
 def test_recurrences_between_blocks_step_like_the_whole(before: Block, after: Block, kind: str) -> None:
     model = Between(before, after, kind).eval()
