@@ -39,6 +39,9 @@ NOT_YET = {
     "mamba2": "mixes the steps of the sequence",  # chunks of the sequence, padded
     "zamba2": "mixes the steps of the sequence",
     "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
+    "minimax": "mixes the steps of the sequence",  # the same, and blocks of the sequence
+    "olmo_hybrid": "mixes the steps of the sequence",
+    "qwen3_next": "mixes the steps of the sequence",
     "xlstm": "mixes the steps of the sequence",
     "ema_peeled": "parts of the sequence are put together in another order",  # first step read later
     "loop_padded_buffer": "parts of the sequence are put together in another order",
