@@ -75,6 +75,14 @@ def heads(x: torch.Tensor) -> torch.Tensor:
 CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module]], list[str]]] = {
     "each step by itself": (lambda x, f: F.silu(f(x)), lambda: [nn.Linear(D, D)], []),
     "norm of each step": (lambda x, f: f(x) * x.softmax(-1), lambda: [nn.LayerNorm(D)], []),
+    "heads merged with the batch and the steps": (
+        lambda x, f: (
+            f(x.reshape(-1, 2)).reshape(x.shape)
+            + x.transpose(0, 1).reshape(-1, D).reshape(-1, *x.shape[::2]).transpose(0, 1)
+        ),
+        lambda: [nn.LayerNorm(2)],
+        [],
+    ),
     "merged with the batch": (lambda x, f: f(x.reshape(-1, D)).reshape(x.shape), lambda: [nn.Linear(D, D)], []),
     "convolution padded on both sides": (
         lambda x, f: f(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2),
@@ -195,6 +203,11 @@ AHEAD: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module]
         lambda x, f: f(x.transpose(1, 2)).transpose(1, 2),
         lambda: [nn.Conv1d(D, D, 3, padding=1)],
         "a later step is read",
+    ),
+    "merged with the heads in two orders": (
+        lambda x: (x.reshape(-1, 2) * heads(x).reshape(-1, 2)).reshape(x.shape),
+        list,
+        "mixes the steps",
     ),
     "step behind": (lambda x: F.pad(x, (0, 0, -1, 1)) + x, list, "a later step is read"),
     "softmax over the sequence": (lambda x: x.softmax(1), list, "a softmax over the sequence reads later steps"),
