@@ -21,6 +21,8 @@ from seqc.streaming.derivation import target_of
 Axes = tuple[int, ...]
 """For each axis over time of an operand, in order: the axis of the result that it becomes."""
 
+_NONE: Mapping[fx.Node, int] = {}
+
 # Within the shortest of the axes: some are an element or two shorter than the sequence.
 _PARTS = ((0, 3), (2, 5), (4, 5), (0, 5))
 _LENGTH = 7
@@ -33,11 +35,13 @@ def commutes(
     sizes: Mapping[sympy.Symbol, int],
     weights: Mapping[str, torch.Tensor],
     resize: Callable[[fx.Node, Sequence[int]], tuple[Any, Any]],
+    inner: Mapping[fx.Node, int] = _NONE,
 ) -> bool:
     """Whether ``node`` on parts of its operands is that part of ``node`` on the whole of them.
 
     ``axes`` tells, for each operand with axes over time, where these are in the result; ``resize(node, shape)`` gives the
     node's arguments with the shape of the result put where they say it. ``sizes`` are small sizes of the other dimensions.
+    ``inner`` tells, where steps are merged with other elements in one axis, how many of these there are of each step.
     """
     at = {**sizes, time: _LENGTH}
     torch.manual_seed(0)
@@ -51,7 +55,9 @@ def commutes(
         for parts in _choices(len(over)):
             chosen = dict(zip(over, parts, strict=True))
             some = {
-                operand: _part(value, operand, time, [chosen[a] for a in axes[operand]]) if operand in axes else value
+                operand: _part(value, operand, time, [chosen[a] for a in axes[operand]], inner.get(operand, 1))
+                if operand in axes
+                else value
                 for operand, value in values.items()
             }
             shape = list(shape_at(first, at))
@@ -61,7 +67,7 @@ def commutes(
             for full, part in zip(pytree.tree_leaves(whole), pytree.tree_leaves(got), strict=True):
                 wanted = full
                 for axis, bounds in chosen.items():
-                    wanted = _narrow(wanted, axis, bounds)
+                    wanted = _narrow(wanted, axis, bounds, inner.get(node, 1))
                 if part.shape != wanted.shape or not torch.allclose(
                     part.to(torch.float64), wanted.to(torch.float64), rtol=1e-4, atol=1e-5, equal_nan=True
                 ):
@@ -113,26 +119,26 @@ def _run(
         return target_of(node)(*args, **kwargs)
 
 
-def _part(value: Any, node: fx.Node, time: sympy.Symbol, parts: Sequence[tuple[int, int]]) -> Any:
+def _part(value: Any, node: fx.Node, time: sympy.Symbol, parts: Sequence[tuple[int, int]], inner: int) -> Any:
     fake = node.meta["val"]
     if isinstance(fake, (tuple, list)):
-        return tuple(_part_of(v, f, time, parts) for v, f in zip(value, fake, strict=True))
-    return _part_of(value, fake, time, parts)
+        return tuple(_part_of(v, f, time, parts, inner) for v, f in zip(value, fake, strict=True))
+    return _part_of(value, fake, time, parts, inner)
 
 
 def _part_of(
-    value: torch.Tensor, fake: torch.Tensor, time: sympy.Symbol, parts: Sequence[tuple[int, int]]
+    value: torch.Tensor, fake: torch.Tensor, time: sympy.Symbol, parts: Sequence[tuple[int, int]], inner: int
 ) -> torch.Tensor:
     over = [a for a, size in enumerate(fake.shape) if time in _symbols(size)]
     for axis, part in zip(over, parts, strict=True):
-        value = _narrow(value, axis, part)
+        value = _narrow(value, axis, part, inner)
     return value
 
 
-def _narrow(value: torch.Tensor, axis: int, part: tuple[int, int]) -> torch.Tensor:
+def _narrow(value: torch.Tensor, axis: int, part: tuple[int, int], inner: int) -> torch.Tensor:
     """``part`` of an axis over time; where other axes are merged with it, of each of their elements."""
     size = value.shape[axis]
     if size % _LENGTH == 0 and size > _LENGTH:
-        apart = value.reshape(*value.shape[:axis], size // _LENGTH, _LENGTH, *value.shape[axis + 1 :])
-        return apart.narrow(axis + 1, part[0], part[1] - part[0]).flatten(axis, axis + 1)
+        apart = value.unflatten(axis, (size // _LENGTH // inner, _LENGTH, inner))
+        return apart.narrow(axis + 1, part[0], part[1] - part[0]).flatten(axis, axis + 2)
     return value.narrow(axis, part[0], part[1] - part[0])

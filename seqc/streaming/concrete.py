@@ -84,7 +84,11 @@ class Concrete:
 
         args, kwargs = pytree.tree_map(concrete, (node.args, dict(node.kwargs)), is_leaf=lambda a: a is None)
         with torch.no_grad():
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return self.call(node, args, kwargs)
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The result of ``node``'s operation."""
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _size(self, value: Any) -> Any:
         if isinstance(value, (torch.SymFloat, torch.SymBool)):

@@ -23,10 +23,9 @@ class Window:
     stop: int = 0
     fill: float | fx.Node | None = None
 
-    @property
-    def is_new(self) -> bool:
-        """Whether these are the new steps, no others."""
-        return self.start == 0 and self.stop == 0
+    def is_same(self, other: Window) -> bool:
+        """Whether these are the same elements, whatever is in front of the first step."""
+        return (self.start, self.stop) == (other.start, other.stop)
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,12 @@ class Demand:
     """What is wanted of a node: a mode for each of its axes.
 
     ``at_end``: what a value without an axis over time is at the end of the newest step is good enough. Elsewhere such a value
-    would have to be known before its time.
+    has to be known at step ``since``, counted from 0, and all later ones; before it may be anything.
     """
 
     modes: tuple[Mode, ...]
     at_end: bool = False
-
-    @property
-    def is_new(self) -> bool:
-        return all(not isinstance(m, Window) or m.is_new for m in self.modes)
-
-    @property
-    def base(self) -> Demand:
-        """The same with the new steps along each axis over time."""
-        return Demand(tuple(None if m is None else NEW for m in self.modes), self.at_end)
+    since: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from seqc.outside import is_size
 from seqc.program import Dim, Program
 from seqc.streaming.concrete import SHAPE_ONLY, Concrete
 from seqc.streaming.demand import NEW, Demand, Everything, Mode, Plan, Recent, Window, refuse
+from seqc.streaming.sizes import simpler, simplify
 from seqc.streaming.states import Slot
 
 aten = torch.ops.aten
@@ -43,12 +44,14 @@ class Derivation:
 
     def __init__(self, source: Program, time: Dim, steps: int | None = None) -> None:
         self.source, self.time = source, time.symbol
+        simplify(source, self.time)
         self.steps: Any = time.symbol if steps is None else sympy.Integer(steps)
         self.past = _torch.new_symbol(source.fake_mode, "past", hint=PAST)
         self.gm = fx.GraphModule({}, fx.Graph())
         self.emit = Emitter(self.gm, source.fake_mode)
         self.output = self.gm.graph.output(())
         self.timed = self._timed()
+        self.given = self._computed_from(source.input_nodes)
         self.lengthy = self._lengthy()
         self.slots: list[Slot] = []
         self.plans: dict[fx.Node, dict[Demand, Plan]] = {}
@@ -56,6 +59,7 @@ class Derivation:
         self.inputs: dict[fx.Node, fx.Node] = {}
         self.roles: dict[fx.Node, str] = {}
         self.constants: dict[fx.Node, torch.Tensor] = {}
+        self.restarts: dict[fx.Node, Any] = {}
         self._sizes: dict[Any, Any] = {}
         self._shared: dict[Any, Any] = {}
         for node in source.placeholders:
@@ -67,7 +71,10 @@ class Derivation:
 
     def _timed(self) -> set[fx.Node]:
         """The nodes that are computed from the values of an input with an axis over time."""
-        found: set[fx.Node] = {n for n in self.source.input_nodes if self.axes(n)}
+        return self._computed_from([n for n in self.source.input_nodes if self.axes(n)])
+
+    def _computed_from(self, sources: Sequence[fx.Node]) -> set[fx.Node]:
+        found = set(sources)
         for node in self.source.graph.nodes:
             if not is_size(node) and any(n in found for n in self._read(node)):
                 found.add(node)
@@ -97,15 +104,29 @@ class Derivation:
         value = first(node.meta.get("val"))
         return tuple(a for a, s in enumerate(getattr(value, "shape", ())) if self.has_time(s))
 
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether the value is the same whatever the inputs."""
+        return node not in self.given and node not in self.lengthy
+
     def is_fixed(self, node: fx.Node) -> bool:
         """Whether the value is the same whatever the sequence."""
         return node not in self.timed and node not in self.lengthy
 
-    def newest(self, node: fx.Node, at_end: bool = False) -> Demand:
+    def newest(self, node: fx.Node, at_end: bool = False, since: int = 0) -> Demand:
         """The newest steps of ``node``."""
         rank = len(getattr(first(node.meta["val"]), "shape", ()))
         over = self.axes(node)
-        return Demand(tuple(NEW if a in over else None for a in range(rank)), at_end)
+        return Demand(tuple(self.newest_of(node, a) if a in over else None for a in range(rank)), at_end, since)
+
+    def newest_of(self, node: fx.Node, axis: int) -> Window:
+        """The elements that come with the newest steps: of ``x[1:]``, whose first comes with the second step, those before."""
+        extra = sympy.expand(_torch.size_expr(first(node.meta["val"]).shape[axis]) - self.time)
+        return Window(int(extra), int(extra)) if extra.is_Integer and extra < 0 else NEW
+
+    def is_newest(self, node: fx.Node, demand: Demand) -> bool:
+        """Whether no other steps than the newest are wanted."""
+        over = [(a, m) for a, m in enumerate(demand.modes) if isinstance(m, Window)]
+        return all(m.is_same(self.newest_of(node, a)) for a, m in over)
 
     def at(self, length: int) -> dict[sympy.Symbol, int]:
         """Sizes of all dimensions, with the sequence ``length`` long and the others small and different."""
@@ -273,8 +294,10 @@ class Derivation:
 
     def run(self) -> None:
         """Write the new graph. Raises NotCausal."""
-        from seqc.streaming.rules import plan  # the rules are written in terms of this class
+        from seqc.streaming.restart import restarts  # these are written in terms of this class
+        from seqc.streaming.rules import plan
 
+        self.restarts = restarts(self)
         wanted: dict[fx.Node, list[Demand]] = {}
         for node in self.source.output_nodes:
             wanted.setdefault(node, []).append(self._of_output(node))
@@ -316,7 +339,7 @@ class Derivation:
     def _check(self, node: fx.Node, demand: Demand, new: Any) -> None:
         """What was written has the shape that was wanted."""
         if isinstance(new, fx.Node) and isinstance(new.meta["val"], torch.Tensor) and self.axes(node):
-            found = [_torch.size_expr(s) for s in new.meta["val"].shape]
+            found = [simpler(_torch.size_expr(s), self.time) for s in new.meta["val"].shape]
             wanted = [sympy.sympify(e).subs(self.time, self.steps) for e in self._shape(node, demand)]
             if len(found) != len(wanted) or any(sympy.expand(a - b) != 0 for a, b in zip(found, wanted, strict=True)):
                 raise refuse(node, f"it was written with shape {found}, not {wanted}")
@@ -363,6 +386,7 @@ _SHAPES: dict[Any, int] = {
     aten.reshape.default: 1,
     aten._unsafe_view.default: 1,
     aten.expand.default: 1,
+    torch.ops.prims.broadcast_in_dim.default: 1,
 }
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 
 from seqc import _torch
+from seqc.emit import Emitter
 from seqc.ops.recurrence import Parts, is_recurrence, parts, recurrence, recurrence_shapes
 from seqc.program import named_args
-from seqc.streaming.demand import Demand, Plan, refuse
+from seqc.streaming.demand import NEW, Demand, Plan, refuse
 from seqc.streaming.derivation import Derivation
 
 aten = torch.ops.aten
@@ -21,56 +24,155 @@ aten = torch.ops.aten
 _LAYERS = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 
-def is_layer(node: fx.Node) -> bool:
-    """Whether ``node`` gives its steps together with its last state."""
-    return is_recurrence(node) or node.target in _LAYERS
+def is_layer(d: Derivation, node: fx.Node) -> bool:
+    """Whether ``node`` walks along the sequence, and gives its steps together with its last state."""
+    if is_recurrence(node):
+        trip = parts(node).trip
+        return isinstance(trip, fx.Node) and d.has_time(trip.meta["val"])
+    return node.target in _LAYERS
 
 
 def recurrence_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     """The loop over the new steps, from the state on."""
     loop = parts(node)
     trip = _torch.size_expr(loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip)
-    if trip != d.time:
-        if d.time in trip.free_symbols:
-            raise refuse(
-                node, f"a loop of {d.source.size_of(loop.trip.meta['val'])} steps, not one for each of the sequence"
-            )
-        raise refuse(node, "a loop over another axis, whose states are sequences, has no streaming form yet")
+    late = sympy.expand(d.time - trip)
+    if d.time not in trip.free_symbols:
+        return _once_for_all(d, node, loop, trip, demand)
+    if not late.is_Integer or late < 0:
+        raise refuse(
+            node, f"a loop of {d.source.size_of(loop.trip.meta['val'])} steps, not one for each of the sequence"
+        )
     if loop.reverse:
         raise refuse(node, "the loop walks from the end of the sequence")
-    for start in loop.carries:
-        if not d.is_fixed(start):
-            raise refuse(node, "the loop's first state is computed from the sequence", "start it from a constant")
-    if not all(d.is_fixed(n) for n in loop.invariants):
+    if any(d.axes(n) for n in (*loop.carries, *loop.invariants)):
         raise refuse(node, "the loop reads the whole sequence in each step")
-    slots = [
-        d.slot("recurrent_state", node, [_torch.size_expr(s) for s in n.meta["val"].shape], n.meta["val"].dtype, n)
-        for n in loop.carries
-    ]
-    count = len(loop.xs)
+    first = FirstStates(d, node, loop.carries, int(late))
+    needs = [(n, d.newest(n)) for n in loop.xs]
+    needs += [(n, d.newest(n, since=int(late))) for n in loop.invariants]
+    count, several = len(loop.xs), len(needs)
 
     def write(*new: fx.Node) -> Any:
-        xs, invariants = new[:count], new[count:]
-        if d.steps == 1 and not any(n.op == "get_attr" for n in loop.body.graph.nodes):
-            results = _once(d, loop, [slot.placeholder for slot in slots], xs, invariants)
-            for slot, value in zip(slots, results, strict=False):
-                slot.following = value
-            return results
-        name = f"body_{len(list(d.gm.children()))}"
-        body = copy.deepcopy(loop.body)
-        d.gm.add_submodule(name, body)
-        attr = d.gm.graph.get_attr(name)
-        carries = [slot.placeholder for slot in slots]
-        steps = d.size(d.time)
-        trip = steps.meta["val"] if isinstance(steps, fx.Node) else steps
-        values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
-        value = d.emit.compute(lambda: recurrence_shapes(body, trip, values[0], values[1], values[2]))
-        written = d.emit.written(recurrence, (attr, steps, tuple(carries), tuple(xs), tuple(invariants), False), value)
-        for i, slot in enumerate(slots):
-            slot.following = d.emit(operator.getitem, written, i)
+        xs, invariants, starts = new[:count], new[count:several], new[several:]
+        again, carries = loop, first.now(starts)
+        if late:
+            again = _begun_at(d, loop, carries)
+            xs, invariants = (first.waiting(), *xs), (*starts, *invariants)
+        written = loop_from(d, again, d.size(d.time), carries, xs, invariants)
+        first.go_on(written, 0)
         return written
 
-    return Plan(tuple((n, d.newest(n)) for n in (*loop.xs, *loop.invariants)), write)
+    return Plan((*needs, *first.needs), write)
+
+
+class FirstStates:
+    """The states of what walks along the sequence from its step ``late`` on, counted from 0.
+
+    A first state that is no constant is computed in every call, and taken in that of its step.
+    """
+
+    def __init__(self, d: Derivation, node: fx.Node, starts: Sequence[fx.Node], late: int) -> None:
+        self.d, self.late = d, late
+        self.constant = late == 0 and all(d.is_constant(n) for n in starts)
+        self.needs = () if self.constant else tuple((n, d.newest(n, since=late)) for n in starts)
+        self.slots = [
+            d.slot(
+                "recurrent_state",
+                node,
+                [_torch.size_expr(s) for s in n.meta["val"].shape],
+                n.meta["val"].dtype,
+                n if self.constant else 0.0,
+            )
+            for n in starts
+        ]
+
+    def now(self, starts: Sequence[fx.Node]) -> list[fx.Node]:
+        """The states that the new steps begin with, given the first ones."""
+        kept = [slot.placeholder for slot in self.slots]
+        if self.constant or self.late:
+            return kept
+        begins = self.d.emit(aten.eq.Scalar, self.d.position(), 0)
+        return [self.d.emit(aten.where.self, begins, a, b) for a, b in zip(starts, kept, strict=True)]
+
+    def waiting(self) -> fx.Node:
+        """bool [new steps]: whether the first state still replaces what was carried on."""
+        return self.d.emit(aten.le.Scalar, self.d.positions(NEW), self.late)
+
+    def go_on(self, results: Any, index: int) -> None:
+        """Take the states after the newest step, which are the ``results`` from ``index`` on."""
+        for i, slot in enumerate(self.slots):
+            slot.following = item(self.d, results, index + i)
+
+
+def _begun_at(d: Derivation, loop: Parts, carries: Sequence[fx.Node]) -> Parts:
+    """The loop with a further x, whether a step begins with the first states, which become its first invariants."""
+    body = copy.deepcopy(loop.body)
+    graph, inner = body.graph, [n for n in body.graph.nodes if n.op == "placeholder"]
+    states = inner[: len(carries)]
+    users = [list(state.users) for state in states]
+    mode = d.source.fake_mode
+
+    def placeholder(name: str, after: fx.Node, value: torch.Tensor) -> fx.Node:
+        with graph.inserting_after(after):
+            node = graph.placeholder(name)
+        node.meta["val"] = value
+        return node
+
+    with mode:
+        flag = placeholder("begins", states[-1], torch.empty([], dtype=torch.bool))
+    last = inner[len(carries) + len(loop.xs) - 1] if loop.xs else flag
+    emit = Emitter(body, mode)
+    firsts = []
+    for state in states:
+        last = placeholder(f"first_{state.name}", last, state.meta["val"])
+        firsts.append(last)
+    inside = next(n for n in graph.nodes if n.op != "placeholder")
+    with emit.before(inside):
+        for state, first, before in zip(states, firsts, users, strict=True):
+            chosen = emit(aten.where.self, flag, first, state)
+            for user in before:
+                user.replace_input_with(state, chosen)
+    body.recompile()
+    return replace(loop, body=body)
+
+
+def _once_for_all(d: Derivation, node: fx.Node, loop: Parts, trip: Any, demand: Demand) -> Plan:
+    """A loop of a fixed number of steps, of what is known at the beginning or at the end of the sequence."""
+    reads = (*loop.carries, *loop.xs, *loop.invariants)
+    if any(d.axes(n) for n in reads):
+        raise refuse(node, "a loop over another axis, whose states are sequences, has no streaming form yet")
+    n, m = len(loop.carries), len(loop.carries) + len(loop.xs)
+
+    def write(*new: fx.Node) -> Any:
+        return loop_from(d, loop, d.size(trip), new[:n], new[n:m], new[m:])
+
+    return Plan(tuple((r, d.newest(r, demand.at_end, demand.since)) for r in reads), write)
+
+
+def loop_from(
+    d: Derivation,
+    loop: Parts,
+    trip: Any,
+    carries: Sequence[fx.Node],
+    xs: Sequence[fx.Node],
+    invariants: Sequence[fx.Node],
+) -> Any:
+    """The loop, written for ``trip`` steps from other first values; a single step without a loop, as a tuple."""
+    if trip == 1 and not any(n.op == "get_attr" for n in loop.body.graph.nodes):
+        return _once(d, loop, carries, xs, invariants)
+    name = f"body_{len(list(d.gm.children()))}"
+    body = copy.deepcopy(loop.body)
+    d.gm.add_submodule(name, body)
+    attr = d.gm.graph.get_attr(name)
+    steps = trip.meta["val"] if isinstance(trip, fx.Node) else trip
+    values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
+    value = d.emit.compute(lambda: recurrence_shapes(body, steps, values[0], values[1], values[2]))
+    return d.emit.written(recurrence, (attr, trip, tuple(carries), tuple(xs), tuple(invariants), False), value)
+
+
+def item(d: Derivation, results: Any, index: int) -> Any:
+    """One of several results, which are a tuple where they were written one by one."""
+    return results[index] if isinstance(results, tuple) else d.emit(operator.getitem, results, index)
 
 
 def _once(
@@ -98,21 +200,18 @@ def recurrent_layer(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None
     if arg["bidirectional"]:
         raise refuse(node, "the layer walks from the end of the sequence too")
     starts = arg["hx"] if isinstance(arg["hx"], (list, tuple)) else [arg["hx"]]
-    if not all(d.is_fixed(n) for n in starts):
-        raise refuse(node, "the layer's first state is computed from the sequence", "start it from a constant")
-    slots = [
-        d.slot("recurrent_state", node, [_torch.size_expr(s) for s in n.meta["val"].shape], n.meta["val"].dtype, n)
-        for n in starts
-    ]
+    if _torch.size_expr(source.meta["val"].shape[d.axes(source)[0]]) != d.time:
+        raise refuse(node, "a layer over a part of the sequence", "write it as a loop")
+    states_of = FirstStates(d, node, starts, 0)
     weights = list(arg["params"])
 
-    def write(new: fx.Node, *params: fx.Node) -> fx.Node:
-        states: Any = [slot.placeholder for slot in slots]
+    def write(new: fx.Node, *others: fx.Node) -> fx.Node:
+        params, firsts = others[: len(weights)], others[len(weights) :]
+        states: Any = states_of.now(firsts)
         hx = states if isinstance(arg["hx"], (list, tuple)) else states[0]
         rest = [arg[k] for k in ("has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")]
         written = d.emit(node.target, new, hx, list(params), *rest)
-        for i, slot in enumerate(slots):
-            slot.following = d.emit(operator.getitem, written, 1 + i)
+        states_of.go_on(written, 1)
         return written
 
-    return Plan(((source, d.newest(source)), *((n, d.newest(n)) for n in weights)), write)
+    return Plan(((source, d.newest(source)), *((n, d.newest(n)) for n in weights), *states_of.needs), write)

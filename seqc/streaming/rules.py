@@ -9,11 +9,15 @@ which is tried.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 
+from seqc import _torch
 from seqc.ops.recurrence import is_recurrence
 from seqc.outside import is_size
 from seqc.streaming import attention, layers, positions, shifts, sums
@@ -69,8 +73,13 @@ def plan(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     """How ``node`` is computed for ``demand``. Raises NotCausal where it cannot be."""
     if d.is_fixed(node):
         return _copied(d, node, demand)
+    if node in d.restarts:
+        return _kept(d, node, demand) or d.restarts[node].plan(node, demand)
     if node.target is operator.getitem:
         return _item(d, node, demand)
+    found = shifts.filled(d, node, demand)
+    if found is not None:
+        return found
     if node.op == "call_function":
         found = _ABSORBS_WINDOWS.get(node.target, _none)(d, node, demand)
         if found is not None:
@@ -78,7 +87,25 @@ def plan(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     found = positions.closed_form(d, node, demand) if node not in d.timed else None
     if found is not None:
         return found
+    if node.target not in _OF_NEW and not is_recurrence(node) and any(_in_padding(d, node, demand)):
+        return each_step(d, node, demand)
     return _kept(d, node, demand) or _of_new(d, node, demand)
+
+
+def _in_padding(d: Derivation, node: fx.Node, demand: Demand) -> Iterator[bool]:
+    """For each axis, whether it was padded in front of the first step and what is wanted begins in the padding.
+
+    Its newest element is then as far behind the newest step as the padding is long: it is no later step that is read.
+    """
+    for size, mode in zip(first(node.meta["val"]).shape, demand.modes, strict=True):
+        longer = sympy.expand(_torch.size_expr(size) - d.time)
+        yield (
+            node.op == "call_function"
+            and isinstance(mode, Window)
+            and mode.start >= 0
+            and longer.is_Integer
+            and 0 < mode.stop <= longer
+        )
 
 
 def _none(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
@@ -93,7 +120,7 @@ def _of_new(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     found = _OF_NEW.get(node.target, _none)(d, node, demand)
     if found is not None:
         return found
-    if not any(demand.modes) and not demand.at_end:
+    if not any(demand.modes) and not demand.at_end and any(d.axes(n) for n in _operands(node)):
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
     return each_step(d, node, demand)
 
@@ -115,21 +142,26 @@ def _copied(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
 def _item(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     source, index = node.args
     assert isinstance(source, fx.Node) and isinstance(index, int)
-    if not any(demand.modes) and not demand.at_end:
+    if not any(demand.modes) and not demand.at_end and any(d.axes(n) for n in _operands(source)):
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
 
     def write(new: Any) -> Any:
-        return new[index] if isinstance(new, tuple) else d.emit(operator.getitem, new, index)
+        return layers.item(d, new, index)
 
-    if demand.is_new and not any(isinstance(m, (Everything, Recent)) for m in demand.modes):
-        return Plan(((source, Demand(()) if layers.is_layer(source) else demand),), write)
+    if d.is_newest(node, demand) and not any(isinstance(m, (Everything, Recent)) for m in demand.modes):
+        whole = (
+            Demand(()) if layers.is_layer(d, source) else replace(demand, modes=()) if is_recurrence(source) else demand
+        )
+        return Plan(((source, whole),), write)
     return _kept(d, node, demand) or Plan(((source, demand),), write)
 
 
 def _kept(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """A window that reaches back, or everything of a computed value: by a state."""
     for axis, mode in enumerate(demand.modes):
-        if isinstance(mode, Window) and not mode.is_new and (node in d.timed or mode.fill is not None):
+        if not isinstance(mode, Window) or mode.is_same(d.newest_of(node, axis)):
+            continue
+        if node in d.timed or mode.fill is not None:
             return shifts.delayed(d, node, demand, axis, mode)
     over = [(a, m) for a, m in enumerate(demand.modes) if m is not None]
     if node in d.timed and len(over) == 1 and isinstance(over[0][1], (Everything, Recent)) and not _repeats(d, node):
@@ -160,9 +192,10 @@ def each_step(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     if axes is None:
         raise refuse(node, "it mixes the steps of the sequence in a way for which there is no rule")
     needs = []
+    since = max((-d.newest_of(node, a).start for a in out), default=demand.since)
     for n in operands:
         if n not in axes:
-            needs.append((n, d.newest(n)))
+            needs.append((n, d.newest(n, demand.at_end and not out, since)))
             continue
         modes = list(d.newest(n).modes)
         for own, result in zip(d.axes(n), axes[n], strict=True):
@@ -184,17 +217,59 @@ def _axes(
     d: Derivation, node: fx.Node, over: list[fx.Node], out: tuple[int, ...]
 ) -> dict[fx.Node, tuple[int, ...]] | None:
     """For each operand with axes over time, which axes of the result these are; None where steps are mixed."""
-    if any(len(d.axes(n)) > len(out) for n in over):
+    inner = {n: _inner(d, n) for n in (node, *over)}
+    if any(len(d.axes(n)) > len(out) for n in over) or None in inner.values():
         return None
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
         rank = first(node.meta["val"]).dim()
         return {n: tuple(a + rank - n.meta["val"].dim() for a in d.axes(n)) for n in over}
+    return next((axes for axes in _candidates(d, over, out) if _commutes(d, node, axes, inner)), None)
+
+
+def _candidates(d: Derivation, over: list[fx.Node], out: tuple[int, ...]) -> list[dict[fx.Node, tuple[int, ...]]]:
     candidates = [{n: out[: len(d.axes(n))] for n in over}]
     if len(out) > 1:
         candidates.append({n: out[::-1][: len(d.axes(n))] for n in over})
         candidates.append({n: out[len(out) - len(d.axes(n)) :] for n in over})
-    sizes = {s: v for s, v in d.at(0).items() if s != d.time}
-    for axes in candidates:
-        if commutes(node, axes, d.time, sizes, d.source.weights, resized):
-            return axes
+    return candidates
+
+
+# Sizes of the other dimensions that no other size is a multiple of.
+_PRIMES = (5, 11, 13, 17, 19, 23)
+
+
+def _commutes(d: Derivation, node: fx.Node, axes: dict[fx.Node, tuple[int, ...]], inner: Any) -> bool:
+    return commutes(node, axes, d.time, _others(d), d.source.weights, resized, inner)
+
+
+def _others(d: Derivation) -> dict[sympy.Symbol, int]:
+    return dict(zip((dim.symbol for dim in d.source.dims if dim.symbol != d.time), _PRIMES, strict=False))
+
+
+def _inner(d: Derivation, node: fx.Node) -> int | None:
+    """How many elements of each step lie together where steps are merged with other axes in one; None where none fits."""
+    known: dict[fx.Node, int | None] = d.shared("inner", dict)
+    if node not in known:
+        known[node] = _merged(d, node)
+    return known[node]
+
+
+def _merged(d: Derivation, node: fx.Node) -> int | None:
+    out = d.axes(node)
+    sizes = [sympy.expand(_torch.size_expr(first(node.meta["val"]).shape[a])) for a in out]
+    if len(out) != 1 or (sizes[0] - d.time).is_number or node.op != "call_function":
+        return 1
+    operands = _operands(node)
+    over = [n for n in operands if d.axes(n)]
+    if not over or node.target is operator.getitem or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        found = {_inner(d, n) for n in over if len(d.axes(n)) == 1} or {1}
+        return found.pop() if len(found) == 1 else None
+    inner = {n: _inner(d, n) for n in over}
+    if any(len(d.axes(n)) > 1 for n in over) or None in inner.values():
+        return 1
+    together = sizes[0].subs({**_others(d), d.time: 1})
+    choices = sympy.divisors(together) if together.is_Integer and together > 0 else [1]
+    for choice in choices:
+        if any(_commutes(d, node, axes, inner | {node: int(choice)}) for axes in _candidates(d, over, out)):
+            return int(choice)
     return None

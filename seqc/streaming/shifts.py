@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -11,7 +14,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.program import named_args
-from seqc.streaming.demand import NEW, Demand, Everything, Plan, Recent, Window, refuse
+from seqc.streaming.demand import Demand, Everything, Mode, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import END, Derivation
 
 aten = torch.ops.aten
@@ -19,13 +22,15 @@ aten = torch.ops.aten
 
 def delayed(d: Derivation, node: fx.Node, demand: Demand, axis: int, mode: Window) -> Plan:
     """A window that begins before the newest steps: the last elements of the steps before are a state."""
-    if mode.stop > 0:
-        what = "a later step is" if mode.stop == 1 else f"{mode.stop} later steps are"
+    newest = d.newest_of(node, axis)
+    later = mode.stop - newest.stop
+    if later > 0:
+        what = "a later step is" if later == 1 else f"{later} later steps are"
         raise refuse(node, f"{what} read", "pad in front by all that is read")
-    if mode.start > 0:
+    count = newest.start - mode.start
+    if count < 0:
         raise refuse(node, "a window that begins behind the first new step")
-    base = Demand(tuple(NEW if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
-    count = -mode.start
+    base = Demand(tuple(newest if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
     value = node.meta["val"]
     exprs = [d.expected(s, m) for s, m in zip(value.shape, base.modes, strict=True)]
     exprs[axis] = sympy.Integer(count)
@@ -34,10 +39,40 @@ def delayed(d: Derivation, node: fx.Node, demand: Demand, axis: int, mode: Windo
     def write(new: fx.Node, *fill: fx.Node) -> fx.Node:
         line = d.emit(aten.cat.default, [slot.placeholder, new], axis)
         slot.following = d.emit(aten.slice.Tensor, line, axis, -count, END)
-        return line if mode.stop == 0 else d.emit(aten.slice.Tensor, line, axis, 0, mode.stop)
+        return line if later == 0 else d.emit(aten.slice.Tensor, line, axis, 0, later)
 
     fills = ((mode.fill, d.newest(mode.fill)),) if isinstance(mode.fill, fx.Node) else ()
     return Plan(((node, base), *fills), write)
+
+
+def filled(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
+    """What is in front of a value whose first element comes later than the first step."""
+    if node not in d.timed or (node.target is aten.slice.Tensor and not named_args(node)["start"]):
+        return None
+    for axis, mode in enumerate(demand.modes):
+        if isinstance(mode, Window) and mode.fill is not None and mode.start < 0 and d.newest_of(node, axis).start < 0:
+            break
+    else:
+        return None
+    fill, bare = mode.fill, replace(mode, fill=None)
+    need = Demand(tuple(bare if a == axis else m for a, m in enumerate(demand.modes)))
+
+    def write(new: fx.Node, *before: fx.Node) -> fx.Node:
+        at = d.positions(bare)
+        if before:
+            count = before[0].meta["val"].shape[axis]
+            place = d.emit(aten.clamp.default, d.emit(aten.add.Tensor, at, count), 0, count - 1)
+            front = d.emit(aten.index_select.default, before[0], axis, place)
+        else:
+            front = d.emit(aten.full.default, [], fill, dtype=new.meta["val"].dtype)
+        return d.emit(aten.where.self, _along(d, d.emit(aten.lt.Scalar, at, 0), axis, new), front, new)
+
+    return Plan(((node, need), *([(fill, d.newest(fill))] if isinstance(fill, fx.Node) else ())), write)
+
+
+def _along(d: Derivation, numbers: fx.Node, axis: int, like: fx.Node) -> fx.Node:
+    """``numbers`` [n] along an axis of what has the rank of ``like``."""
+    return d.emit(aten.reshape.default, numbers, [-1 if a == axis else 1 for a in range(like.meta["val"].dim())])
 
 
 def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
@@ -70,6 +105,12 @@ def _part(d: Derivation, node: fx.Node, source: fx.Node, axis: int, start: Any, 
     if node not in d.timed:
         return None
     size = _torch.size_expr(source.meta["val"].shape[axis])
+    count = _torch.size_expr(node.meta["val"].shape[axis])
+    if start.is_Integer and start >= 0 and count.is_Integer:
+        last = int(start + count)
+        return early(
+            d, node, source, axis, last, demand, lambda new: d.emit(aten.slice.Tensor, new, axis, int(start), last)
+        )
     if not demand.at_end or size != d.time or start not in (sympy.Integer(-1), d.time - 1):
         raise refuse(node, "some steps of the sequence are read at every other", "pass them as an input of their own")
     return Plan(((source, d.newest(source)),), lambda new: d.emit(aten.slice.Tensor, new, axis, -1, END))
@@ -111,11 +152,11 @@ def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         return None
     over = [p for p in parts if axis in d.axes(p)]
     index = parts.index(over[0]) if over else 0
-    if len(over) != 1 or not all(d.is_fixed(p) for p in parts[:index]):
+    if len(over) != 1 or (parts[index + 1 :] and not isinstance(mode, Window)):
         raise refuse(node, "parts of the sequence are put together in another order")
-    if index > 1:
-        raise refuse(node, "several constants in front of the sequence")
     count = sum(int(p.meta["val"].shape[axis]) for p in parts[:index])
+    if index > 1 or not all(d.is_constant(p) for p in parts[:index]):
+        return _put_in_front(d, node, demand, axis, index, count)
     if not isinstance(mode, Window) or (count and mode.start < 0):
         return None
     fill = None if mode.start >= count else parts[0] if count else mode.fill
@@ -124,6 +165,60 @@ def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     # Asked for here, where it stands behind them, since what is filled with it may stand in front of the constants.
     fills = [(fill, d.newest(fill))] if isinstance(fill, fx.Node) else []
     return Plan(((over[0], need), *fills), lambda new, *_: new)
+
+
+def _put_in_front(d: Derivation, node: fx.Node, demand: Demand, axis: int, index: int, count: int) -> Plan | None:
+    """Computed values in front of the rest of the sequence: where the positions are theirs."""
+    mode = demand.modes[axis]
+    if not isinstance(mode, Window) or not mode.is_same(d.newest_of(node, axis)):
+        return None
+    parts = list(named_args(node)["tensors"])
+    rest = Window(mode.start - count, mode.stop - count)
+    moved = Demand(tuple(rest if a == axis else m for a, m in enumerate(demand.modes)))
+    known = itertools.accumulate([0, *(int(p.meta["val"].shape[axis]) for p in parts[: index - 1])])
+    needs = [(p, d.newest(p, since=-mode.start + at)) for p, at in zip(parts, known, strict=False)]
+
+    def write(new: fx.Node, *front: fx.Node) -> fx.Node:
+        at = d.positions(replace(mode, fill=None))
+        line = d.emit(aten.cat.default, list(front), axis)
+        line = d.emit(aten.index_select.default, line, axis, d.emit(aten.clamp.default, at, 0, count - 1))
+        return d.emit(aten.where.self, _along(d, d.emit(aten.lt.Scalar, at, count), axis, new), line, new)
+
+    return Plan(((parts[index], moved), *needs), write)
+
+
+def early(
+    d: Derivation,
+    node: fx.Node,
+    source: fx.Node,
+    axis: int,
+    count: int,
+    demand: Demand,
+    write: Callable[[fx.Node], fx.Node],
+) -> Plan:
+    """A part of the first ``count`` steps, which are a state; those not yet there are 0 in it."""
+    newest = d.newest_of(source, axis)
+    if count - 1 - newest.start > demand.since and not demand.at_end:
+        raise refuse(
+            node,
+            f"step {count - 1 - newest.start} of the sequence, counted from 0, is read at step {demand.since}",
+            "pass it as an input of its own",
+        )
+    exprs = [d.expected(s, m) for s, m in zip(source.meta["val"].shape, d.newest(source).modes, strict=True)]
+    exprs[axis] = sympy.Integer(count)
+    slot = d.shared(("early", node), lambda: d.slot("first_steps", node, exprs, source.meta["val"].dtype, 0.0))
+
+    def kept(new: fx.Node) -> fx.Node:
+        before = d.emit(aten.add.Tensor, d.position(), newest.start) if newest.start else d.position()
+        here = d.emit(aten.sub.Tensor, d.emit(aten.arange.default, count), before)
+        zeros = d.emit(aten.zeros_like.default, slot.placeholder)
+        line = d.emit(aten.cat.default, [new, zeros], axis)
+        line = d.emit(aten.index_select.default, line, axis, d.emit(aten.clamp.default, here, 0))
+        seen = _along(d, d.emit(aten.lt.Scalar, here, 0), axis, line)
+        slot.following = d.emit(aten.where.self, seen, slot.placeholder, line)
+        return write(slot.following)
+
+    return Plan(((source, d.newest(source)),), kept)
 
 
 def convolution(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
@@ -138,7 +233,7 @@ def convolution(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if stride[at] != 1:
         raise refuse(node, "a convolution with a stride makes fewer steps of the sequence")
     size = int(arg["weight"].meta["val"].shape[2 + at])
-    need = _reaching(d, source, 2 + at, (size - 1) * int(dilation[at]), int(padding[at]), 0.0)
+    need = _reaching(d, source, 2 + at, demand.modes[2 + at], (size - 1) * int(dilation[at]), int(padding[at]), 0.0)
     others = [n for n in (arg["weight"], arg["bias"]) if isinstance(n, fx.Node)]
     inner = [0 if a == at else n for a, n in enumerate(padding)]
 
@@ -149,9 +244,10 @@ def convolution(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     return Plan(((source, need), *((n, d.newest(n)) for n in others)), write)
 
 
-def _reaching(d: Derivation, source: fx.Node, axis: int, reach: int, padding: int, fill: float) -> Demand:
-    """What is needed of ``source`` where each step reads ``reach`` elements along ``axis`` before it, up to the padding."""
-    window = Window(-padding, reach - padding, fill) if padding else Window(0, reach)
+def _reaching(d: Derivation, source: fx.Node, axis: int, mode: Mode, reach: int, padding: int, fill: float) -> Demand:
+    """What ``mode`` needs of ``source`` where each element along ``axis`` reads ``reach`` behind it, less the padding."""
+    assert isinstance(mode, Window)
+    window = Window(mode.start - padding, mode.stop + reach - padding, fill if padding else None)
     return Demand(tuple(window if a == axis else m for a, m in enumerate(d.newest(source).modes)))
 
 
@@ -169,7 +265,7 @@ def pool(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     mean = node.target is aten.avg_pool1d.default
     if mean and padding and not arg["count_include_pad"]:
         raise refuse(node, "a mean that leaves the padding out", "pad in front, and count it")
-    need = _reaching(d, source, axis, (size - 1) * dilation, padding, 0.0 if mean else -math.inf)
+    need = _reaching(d, source, axis, demand.modes[axis], (size - 1) * dilation, padding, 0.0 if mean else -math.inf)
 
     def write(new: fx.Node) -> fx.Node:
         return d.emit(node.target, new, [size], [1], [0], *([] if mean else [[dilation]]))
@@ -185,7 +281,7 @@ def unfold(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         return None
     if step != 1:
         raise refuse(node, "windows that leave steps out make fewer steps of the sequence")
-    need = _reaching(d, source, axis, size - 1, 0, 0.0)
+    need = _reaching(d, source, axis, demand.modes[axis], size - 1, 0, 0.0)
     return Plan(((source, need),), lambda new: d.emit(node.target, new, axis, size, step))
 
 
@@ -196,6 +292,11 @@ def select(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if axis not in d.axes(source):
         return None
     size = _torch.size_expr(source.meta["val"].shape[axis])
+    at = _expr(index)
+    if at.is_Integer and at >= 0:
+        return early(
+            d, node, source, axis, int(at) + 1, demand, lambda new: d.emit(aten.select.int, new, axis, int(at))
+        )
     if sympy.expand(size - d.time) != 0 or _expr(index) not in (sympy.Integer(-1), size - 1):
         raise refuse(node, "one step of the sequence is read at every other", "pass it as an input of its own")
     if not demand.at_end:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,6 +75,14 @@ def heads(x: torch.Tensor) -> torch.Tensor:
 CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module]], list[str]]] = {
     "each step by itself": (lambda x, f: F.silu(f(x)), lambda: [nn.Linear(D, D)], []),
     "norm of each step": (lambda x, f: f(x) * x.softmax(-1), lambda: [nn.LayerNorm(D)], []),
+    "heads merged with the batch and the steps": (
+        lambda x, f: (
+            f(x.reshape(-1, 2)).reshape(x.shape)
+            + x.transpose(0, 1).reshape(-1, D).reshape(-1, *x.shape[::2]).transpose(0, 1)
+        ),
+        lambda: [nn.LayerNorm(2)],
+        [],
+    ),
     "merged with the batch": (lambda x, f: f(x.reshape(-1, D)).reshape(x.shape), lambda: [nn.Linear(D, D)], []),
     "convolution padded on both sides": (
         lambda x, f: f(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2),
@@ -198,6 +204,11 @@ AHEAD: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module]
         lambda: [nn.Conv1d(D, D, 3, padding=1)],
         "a later step is read",
     ),
+    "merged with the heads in two orders": (
+        lambda x: (x.reshape(-1, 2) * heads(x).reshape(-1, 2)).reshape(x.shape),
+        list,
+        "mixes the steps",
+    ),
     "step behind": (lambda x: F.pad(x, (0, 0, -1, 1)) + x, list, "a later step is read"),
     "softmax over the sequence": (lambda x: x.softmax(1), list, "a softmax over the sequence reads later steps"),
     "attention without a mask": (
@@ -262,29 +273,3 @@ def test_a_loop_goes_on_from_its_states() -> None:
     assert "recurrence" not in text(one)
     x = torch.randn(3, 7, D)
     torch.testing.assert_close(in_pieces(one, {"x": x}, steps=1)[0], model(x), rtol=1e-4, atol=1e-5)
-
-
-BLOCKS: list[Callable[[torch.Tensor], torch.Tensor]] = [
-    shifted,
-    rotary,
-    lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None],
-    lambda x: F.pad(x, (0, 0, 3, 0), value=0.5)[:, : x.shape[1]],
-    lambda x: F.scaled_dot_product_attention(x, x * 2, x, is_causal=True),
-    lambda x: scores(x).tril() @ x / 8,
-    lambda x: F.conv1d(x.transpose(1, 2), torch.linspace(-1, 1, 12).reshape(D, 1, 3), padding=2, groups=D)[
-        ..., : x.shape[1]
-    ].transpose(1, 2),
-    lambda x: torch.tanh(x),
-]
-
-
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, len(BLOCKS) - 1), min_size=2, max_size=4), st.booleans())
-def test_blocks_in_any_order_step_like_the_whole(order: list[int], residual: bool) -> None:
-    def function(x: torch.Tensor) -> torch.Tensor:
-        for i in order:
-            x = x + BLOCKS[i](x) if residual else BLOCKS[i](x)
-        return x
-
-    model = Model(function)
-    check(model, derived(model), length=17)

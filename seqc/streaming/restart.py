@@ -1,0 +1,97 @@
+"""Computation in chunks of the sequence, gone on with from the end of an earlier piece.
+
+What computes in chunks starts each sequence from first states: the carried values of a loop over the chunks, or constants
+put in front of what is computed of each chunk. Where the whole, given a second piece of the sequence and, as first states,
+what these had become at the end of the first piece, gives what it gives on both pieces at once, it is a step form of itself,
+for pieces of any length: a last chunk that is not full is filled up as the model does. Whether it does is tried
+(:mod:`seqc.streaming.tried`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch.utils import _pytree as pytree
+
+from seqc import _torch
+from seqc.ops.recurrence import is_recurrence, parts
+from seqc.outside import is_size
+from seqc.streaming.demand import Demand, Plan, refuse
+from seqc.streaming.derivation import END, Derivation, target_of
+from seqc.streaming.layers import item, loop_from
+from seqc.streaming.regions import Region, regions
+from seqc.streaming.tried import Carried, carried
+
+aten = torch.ops.aten
+
+
+def restarts(d: Derivation) -> dict[fx.Node, Restart]:
+    """By each node that leaves a region which computes in chunks: the region. Raises NotCausal."""
+    return {node: restart for region in regions(d) for restart in (Restart(d, region),) for node in region.exits}
+
+
+class Restart:
+    """A region as a step form of itself."""
+
+    def __init__(self, d: Derivation, region: Region) -> None:
+        self.d, self.region = d, region
+        self.carried: tuple[Carried, ...] | None = None
+        self._written: dict[fx.Node, Any] | None = None
+
+    def plan(self, node: fx.Node, demand: Demand) -> Plan:
+        """For an exit: the newest steps of what the region reads. Raises NotCausal."""
+        d = self.d
+        if not any(demand.modes) and not demand.at_end:
+            raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
+        if self.carried is None:
+            self.carried = carried(d, self.region)
+            values = [c.start.meta["val"] for c in self.carried]
+            self.slots = [
+                d.slot("recurrent_state", c.at, list(map(_torch.size_expr, value.shape)), value.dtype, c.start)
+                for c, value in zip(self.carried, values, strict=True)
+            ]
+        needs = tuple((n, d.newest(n)) for n in self.region.given)
+
+        def write(*new: Any) -> Any:
+            if self._written is None:
+                self._written = self._write(dict(zip(self.region.given, new, strict=True)))
+            return self._written[node]
+
+        return Plan(needs, write)
+
+    def _write(self, new: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+        d = self.d
+        assert self.carried is not None
+        first = {(c.at, c.index): slot.placeholder for c, slot in zip(self.carried, self.slots, strict=True)}
+        for node in self.region.inside:
+            with d.emit.of(node):
+                new[node] = self._copied(node, new, first)
+        for c, slot in zip(self.carried, self.slots, strict=True):
+            end = new[c.end]
+            slot.following = (
+                item(d, end, c.index) if c.axis is None else d.emit(aten.slice.Tensor, end, c.axis, -1, END)
+            )
+        return new
+
+    def _copied(self, node: fx.Node, new: Mapping[fx.Node, Any], first: Mapping[tuple[fx.Node, int], fx.Node]) -> Any:
+        d = self.d
+        if is_recurrence(node):
+            loop = parts(node)
+            trip = d.size(_torch.size_expr(loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip))
+            starts = [first.get((node, i)) or new[n] for i, n in enumerate(loop.carries)]
+            return loop_from(d, loop, trip, starts, [new[n] for n in loop.xs], [new[n] for n in loop.invariants])
+        if isinstance(new.get(node.args[0]), tuple):  # type: ignore[arg-type]
+            return new[node.args[0]][node.args[1]]  # type: ignore[index]
+
+        def mapped(arg: Any) -> Any:
+            if not isinstance(arg, fx.Node):
+                return arg
+            return d.size(_torch.size_expr(arg.meta["val"])) if is_size(arg) else new[arg]
+
+        args, kwargs = pytree.tree_map(mapped, (node.args, dict(node.kwargs)), is_leaf=lambda a: a is None)
+        if (node, 0) in first:
+            args = ([first[node, 0], *args[0][1:]], *args[1:])
+        return d.emit(target_of(node), *args, **kwargs)

@@ -1,0 +1,74 @@
+"""Sizes that are, for every number of steps, a simpler one: ``min(n, 4 * ceil(n / 4))`` is ``n``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+
+from seqc import _torch
+from seqc.outside import is_size
+from seqc.program import Program
+
+# Lengths that are looked at besides all up to three times the largest number in a size.
+_FAR = (4099, 8190, 65536, 1000003)
+_LARGEST = 4096
+
+
+def simplify(program: Program, time: sympy.Symbol) -> None:
+    """Give the values of ``program`` the simpler sizes."""
+    env = program.fake_mode.shape_env
+    traced = {d.symbol: d.traced for d in program.dims}
+    known: dict[Any, Any] = {}
+
+    def size(value: Any) -> Any:
+        expr = _torch.size_expr(value)
+        if is_even(expr, time):
+            return value
+        if expr not in known:
+            known[expr] = simpler(expr, time)
+        found = known[expr]
+        return value if found == expr else _torch.symint(env, found, int(found.subs(traced)))
+
+    def of(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(of, value))
+        if not isinstance(value, torch.Tensor):
+            return value
+        sizes = [size(s) for s in value.shape]
+        if all(a is b for a, b in zip(sizes, value.shape, strict=True)):
+            return value
+        with program.fake_mode:
+            return torch.empty(sizes, dtype=value.dtype, device=value.device)
+
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        node.meta["val"] = size(value) if is_size(node) and isinstance(value, torch.SymInt) else of(value)
+
+
+def is_even(size: Any, time: sympy.Symbol) -> bool:
+    """Whether a size is a polynomial of the number of steps: with no rounding in it, and no bound."""
+    expr = _torch.size_expr(size) if isinstance(size, (int, torch.SymInt)) else size
+    return time not in expr.free_symbols or bool(expr.is_polynomial(time))
+
+
+def simpler(expr: Any, time: sympy.Symbol) -> Any:
+    """``expr`` with each rounding or bound that is an even function of the number of steps written as that."""
+
+    def matches(e: Any) -> bool:
+        return bool(e.free_symbols == {time}) and not e.is_polynomial(time)
+
+    return expr.replace(matches, lambda e: _even(e, time))
+
+
+def _even(expr: Any, time: sympy.Symbol) -> Any:
+    """a * n + b where ``expr`` is that at all lengths that are looked at, else ``expr``."""
+    numbers = [abs(int(a)) for a in expr.atoms(sympy.Integer)]
+    if max(numbers, default=1) > _LARGEST:
+        return expr
+    first, second = (int(_torch.emit_expr(expr, {time: n})) for n in (1, 2))
+    slope, base = second - first, 2 * first - second
+    lengths = (*range(1, 3 * max(numbers, default=1) + 9), *_FAR)
+    even = all(int(_torch.emit_expr(expr, {time: n})) == slope * n + base for n in lengths)
+    return slope * time + base if even else expr
