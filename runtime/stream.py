@@ -183,7 +183,8 @@ class Stream:
     def _taken(self, group: Group, at: list[int], rows: Iterable[int]) -> Group:
         """What ``group`` has ``at`` these places, as the group of ``rows``."""
         states = zip(self._session.states, group.states, strict=True)
-        values = tuple(keep(state.take(value.numpy(), at)) for state, value in states)
+        # What all rows share is passed on as it is: its array is a view of memory that lives no longer than this value.
+        values = tuple(v if s.batch_axis is None else keep(s.take(v.numpy(), at)) for s, v in states)
         return Group(tuple(rows), tuple(group.positions[i] for i in at), values)
 
     def _joined(self, groups: list[Group]) -> tuple[Group, ...]:
@@ -201,7 +202,7 @@ class Stream:
         if len(members) == 1:
             return members[0].states
         states = zip(self._session.states, *(m.states for m in members), strict=True)
-        return tuple(keep(state.join([value.numpy() for value in values])) for state, *values in states)
+        return tuple(vs[0] if s.batch_axis is None else keep(s.join([v.numpy() for v in vs])) for s, *vs in states)
 
     def _checked(self, rows: Iterable[int], repeated: bool = False) -> list[int]:
         chosen = list(rows)

@@ -9,6 +9,7 @@ which is tried.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +87,25 @@ def plan(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     found = positions.closed_form(d, node, demand) if node not in d.timed else None
     if found is not None:
         return found
+    if node.target not in _OF_NEW and not is_recurrence(node) and any(_in_padding(d, node, demand)):
+        return each_step(d, node, demand)
     return _kept(d, node, demand) or _of_new(d, node, demand)
+
+
+def _in_padding(d: Derivation, node: fx.Node, demand: Demand) -> Iterator[bool]:
+    """For each axis, whether it was padded in front of the first step and what is wanted begins in the padding.
+
+    Its newest element is then as far behind the newest step as the padding is long: it is no later step that is read.
+    """
+    for size, mode in zip(first(node.meta["val"]).shape, demand.modes, strict=True):
+        longer = sympy.expand(_torch.size_expr(size) - d.time)
+        yield (
+            node.op == "call_function"
+            and isinstance(mode, Window)
+            and mode.start >= 0
+            and longer.is_Integer
+            and 0 < mode.stop <= longer
+        )
 
 
 def _none(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:

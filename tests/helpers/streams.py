@@ -33,7 +33,7 @@ def in_pieces(
         at += count
     return [
         pieces[-1][i]
-        if port.shape[1:2] and isinstance(port.shape[1], int) and not steps
+        if port.shape[1:2] and isinstance(port.shape[1], int) and any(d.name == "sequence" for d in program.dims)
         else torch.cat([p[i] for p in pieces], 1)
         for i, port in enumerate(program.own_outputs)
     ]
