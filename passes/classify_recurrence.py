@@ -12,7 +12,7 @@ from seqc.classify.affine import affine, readout
 from seqc.classify.forms import NotMultilinear
 from seqc.classify.gated_rnn import as_gated_rnn
 from seqc.classify.kinds import kind_of
-from seqc.classify.replace import replace_results, replacement_error
+from seqc.classify.replace import confirmed, replace_results, states_of
 from seqc.classify.rewrite import Rewritten, as_linear_attention, as_linear_scan, as_selective_scan
 from seqc.classify.running_maximum import running
 from seqc.classify.softmax_scan import as_softmax_scan
@@ -23,9 +23,6 @@ from seqc.outside import Outside
 from seqc.passes.loop_cleanup import clean
 from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
-
-# Two spellings of one computation in float64 differ by a few roundings of 1e-16 per step.
-_AGREEMENT = 1e-10
 
 
 @dataclass(frozen=True)
@@ -87,15 +84,9 @@ class _Classifier:
 
     def _carry(self, index: int, attempt: Callable[[int], Rewritten], failed: Callable[[int, Exception], None]) -> bool:
         """Replace carry ``index`` and what reads it; False where it stays."""
-        mark = self.loop.emit.mark()
         try:
-            with self.loop.emit.before(self.loop.node):
-                rewritten = attempt(index)
-            error = replacement_error(self.program, self.loop, rewritten)
-            if not error <= _AGREEMENT:
-                raise NotMultilinear(f"as {rewritten.name} it differs by {error:.1e} on random numbers")
+            rewritten, error = confirmed(self.program, self.loop, lambda: attempt(index))
         except Exception as reason:  # what cannot be rewritten, for whatever reason, stays as it is
-            self.loop.emit.undo(mark)
             failed(index, reason)
             return False
         what = self._what(rewritten.carries)
@@ -106,8 +97,7 @@ class _Classifier:
         return True
 
     def _what(self, carries: Sequence[int]) -> str:
-        shapes = [self.program.shape_of(self.loop.carries[i][1].meta["val"]) for i in carries]
-        return f"{self.where}: state {' and '.join('[' + ', '.join(map(str, shape)) + ']' for shape in shapes)}"
+        return f"{self.where}: {states_of(self.program, self.loop, carries)}"
 
     def _is_no_cell(self, index: int, reason: Exception) -> None:
         self.no_cell[self.loop.carries[index][1]] = _said(reason)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
+
+import torch.fx as fx
 
 from seqc.classify.forms import NotMultilinear
 from seqc.classify.lti import NotInvariant, as_lti_scan
-from seqc.classify.replace import replace_results, replacement_error
+from seqc.classify.replace import confirmed, replace_results, states_of
+from seqc.classify.rewrite import Rewritten
 from seqc.loop import Loop
 from seqc.ops.recurrence import is_recurrence
 from seqc.outside import Outside
 from seqc.passes.loop_cleanup import clean
 from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
-
-# Two spellings of one computation in float64 differ by a few roundings of 1e-16 per step.
-_AGREEMENT = 1e-10
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,22 @@ class FoldLti:
 
 def _fold(program: Program, loop: Loop) -> int:
     """Fold the groups of carries of ``loop`` that are time-invariant; returns their number."""
-    count, index, said = 0, 0, set()
+    said: dict[fx.Node, str] = {}
+    count = index = 0
     while index < len(loop.carries):
         loop.sync()
-        mark, carry = loop.emit.mark(), loop.carries[index][1]
-        where = f"{place_of(loop.node, 'a loop')}: state {_shape(program, loop, index)}"
+        place = place_of(loop.node, "a loop")
         try:
-            with loop.emit.before(loop.node):
-                rewritten = as_lti_scan(loop, index, Outside(loop), program.input_nodes)
-            error = replacement_error(program, loop, rewritten)
-            if not error <= _AGREEMENT:
-                raise NotMultilinear(f"as {rewritten.name} it differs by {error:.1e} on random numbers")
+            rewritten, error = confirmed(program, loop, partial(_attempt, program, loop, index))
         except NotMultilinear as reason:
-            loop.emit.undo(mark)
-            index += 1
             if not isinstance(reason, NotInvariant):
-                said.add((carry, f"{where} is no time-invariant state space of one input per channel: {reason}"))
+                state = states_of(program, loop, [index])
+                text = f"{place}: {state} is no time-invariant state space of one input per channel: {reason}"
+                said[loop.carries[index][1]] = text
+            index += 1
             continue
-        shapes = " and ".join(_shape(program, loop, i) for i in rewritten.carries)
         program.reasons.append(
-            f"{place_of(loop.node, 'a loop')}: state {shapes} is an {rewritten.name} ({rewritten.why}); "
+            f"{place}: {states_of(program, loop, rewritten.carries)} is an {rewritten.name} ({rewritten.why}); "
             f"confirmed in float64 to {error:.0e}"
         )
         replace_results(loop, rewritten)
@@ -81,9 +78,9 @@ def _fold(program: Program, loop: Loop) -> int:
         if loop.is_read_by_nobody:
             break
         loop = Loop(loop.gm, loop.node, loop.emit.mode)
-    program.reasons += [text for _, text in said]
+    program.reasons += said.values()
     return count
 
 
-def _shape(program: Program, loop: Loop, index: int) -> str:
-    return f"[{', '.join(map(str, program.shape_of(loop.carries[index][1].meta['val'])))}]"
+def _attempt(program: Program, loop: Loop, index: int) -> Rewritten:
+    return as_lti_scan(loop, index, Outside(loop), program.input_nodes)

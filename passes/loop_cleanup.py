@@ -7,6 +7,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.loop import Loop
+from seqc.passes.parts import read_through
 from seqc.rewrite import replace_node
 
 aten = torch.ops.aten
@@ -28,7 +29,7 @@ def clean(loop: Loop) -> int:
     total = 0
     while True:
         changes = loop.erase_unused()
-        changes += _fills(loop) + _rebase_sizes(loop) + _unread_results(loop)
+        changes += read_through(loop) + _fills(loop) + _rebase_sizes(loop) + _unread_results(loop)
         changes += _merge(loop, loop.xs) + _merge(loop, loop.invariants)
         changes += _unchanging_carries(loop) + _plain_results(loop) + _dead_carries(loop)
         changes += _unused(loop, loop.xs) + _unused(loop, loop.invariants)

@@ -108,7 +108,9 @@ def _open_session(path: Path, providers: Sequence[Provider] | None) -> Any:
 class Kept(Protocol):
     """An array where onnxruntime computes, on its device: passed from call to call without a copy. An ``OrtValue``."""
 
-    def numpy(self) -> Array: ...
+    def numpy(self) -> Array:
+        """A view of memory that lives no longer than this value, where that is on the CPU."""
+        ...
 
     def tensor_size_in_bytes(self) -> int: ...
 
@@ -151,7 +153,7 @@ def run_bound(
         raise
     except Exception as error:
         raise ArtifactError(f"onnxruntime failed while running the model: {_line(error)}") from error
-    return [v.numpy() for v in values[: len(outputs)]], tuple(values[len(outputs) :])
+    return [v.numpy().copy() for v in values[: len(outputs)]], tuple(values[len(outputs) :])
 
 
 def run_session(ort_session: Any, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from seqc.errors import ArtifactError
 from seqc.runtime.files import digest
 from seqc.runtime.manifest import FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE, STEP_FILE, parse
-from seqc.shared_weights import write_sharing
+from seqc.shared_weights import INLINE_TENSOR_BYTES, PAGE, write_sharing
 
 DATA_FILE = "model.onnx.data"
 REPORT_FILE = "report.json"
@@ -25,11 +25,6 @@ TEXT_FILE = "program.txt"
 
 EXTERNAL_ABOVE_BYTES = 64 * 2**20
 """Weights of more than this in total are stored beside the model; protobuf itself ends at 2 GB."""
-
-# Small tensors stay in the model: shape inference reads the values of shapes, axes and indices.
-_INLINE_TENSOR_BYTES = 1024
-# Whole pages, so that onnxruntime can map large weights instead of copying them.
-_ALIGNMENT_BYTES = 65536
 
 
 def write_artifact(
@@ -152,7 +147,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _write_model(stage: Path, model: ir.Model) -> None:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    threshold = _INLINE_TENSOR_BYTES if total > EXTERNAL_ABOVE_BYTES else EXTERNAL_ABOVE_BYTES
+    threshold = INLINE_TENSOR_BYTES if total > EXTERNAL_ABOVE_BYTES else EXTERNAL_ABOVE_BYTES
     # the threshold is per tensor: with the large one nothing goes outside, but tensors of the model that live in some
     # other file come in
     ir.save(
@@ -160,7 +155,7 @@ def _write_model(stage: Path, model: ir.Model) -> None:
         stage / MODEL_FILE,
         external_data=DATA_FILE,
         size_threshold_bytes=threshold,
-        alignment=_ALIGNMENT_BYTES,
+        alignment=PAGE,
     )
     data = stage / DATA_FILE
     if data.exists() and data.stat().st_size == 0:

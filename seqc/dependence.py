@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch.fx as fx
 
 
 def computed_from(sources: Iterable[fx.Node]) -> set[fx.Node]:
     """``sources`` and what is computed from any of them."""
-    found = set(sources)
-    pending = list(found)
-    while pending:
-        new = [user for user in pending.pop().users if user not in found]
-        found.update(new)
-        pending += new
-    return found
+    return _reached(sources, lambda node: node.users)
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """``nodes`` and what any of them is computed from."""
-    found = set(nodes)
+    return _reached(nodes, lambda node: node.all_input_nodes)
+
+
+def _reached(starts: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    found = set(starts)
     pending = list(found)
     while pending:
-        new = [source for source in pending.pop().all_input_nodes if source not in found]
+        new = [node for node in following(pending.pop()) if node not in found]
         found.update(new)
         pending += new
     return found

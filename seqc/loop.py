@@ -11,7 +11,7 @@ import torch.fx as fx
 from seqc.dependence import ancestors
 from seqc.emit import Emitter
 from seqc.ops.recurrence import parts, recurrence_shapes
-from seqc.rewrite import replace_node
+from seqc.rewrite import replace_node, result_index
 
 aten = torch.ops.aten
 
@@ -31,13 +31,13 @@ class Loop:
         self.invariants = list(zip(p.invariants, p.body_invariants, strict=True))
         self.emit = Emitter(gm, mode)
         self.results: list[tuple[fx.Node, fx.Node | None]] = [(v, None) for v in (*p.next_carries, *p.ys)]
-        for user in sorted(node.users, key=lambda u: -int(u.args[1])):  # type: ignore[arg-type]
+        for user in sorted(node.users, key=result_index, reverse=True):
             self._adopt(user)
         self.after = self._behind()
 
     def _adopt(self, getitem: fx.Node) -> None:
         """Make ``getitem`` the one reader of its result, right behind the loop."""
-        i = int(getitem.args[1])  # type: ignore[arg-type]
+        i = result_index(getitem)
         value, reader = self.results[i]
         if reader is None:
             self.node.append(getitem)

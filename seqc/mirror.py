@@ -12,6 +12,7 @@ import torch.fx as fx
 from seqc.axes import PERMUTES, order_of
 from seqc.ops.recurrence import recurrence
 from seqc.program import named_args
+from seqc.rewrite import result_index
 from seqc.verify import same_shape
 
 aten = torch.ops.aten
@@ -53,7 +54,7 @@ def mirrored_axis(node: fx.Node, mirrored: Mirrored) -> int | None:
     source = node.args[0]
     if node.target is operator.getitem:
         assert isinstance(source, fx.Node)
-        return mirrored[source] if not is_scan(source) or is_walked(source, int(node.args[1])) else None  # type: ignore[arg-type]
+        return mirrored[source] if not is_scan(source) or is_walked(source, result_index(node)) else None
     rule = _RULES.get(node.target)
     if rule is not None:
         if list(filter(mirrored.__contains__, node.all_input_nodes)) != [source]:

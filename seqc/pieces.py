@@ -11,6 +11,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.program import named_args
+from seqc.rewrite import result_index
 
 aten = torch.ops.aten
 
@@ -39,7 +40,7 @@ def piece(node: fx.Node) -> Piece | None:
     if not isinstance(split, fx.Node) or split.target not in _SPLITS:
         return None
     source, sizes, axis = list(named_args(split).values())[:3]
-    index = int(node.args[1])  # type: ignore[arg-type]
+    index = result_index(node)
     widths = list(sizes) if isinstance(sizes, (tuple, list)) else [sizes] * index
     width, start = node.meta["val"].shape[axis], sum(widths[:index])
     if not isinstance(width, int) or not isinstance(start, int):

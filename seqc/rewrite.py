@@ -25,6 +25,11 @@ class Pass(Protocol):
     def __call__(self, program: Program) -> int: ...
 
 
+def result_index(reader: fx.Node) -> int:
+    """Which result of a node with several a getitem reads."""
+    return int(reader.args[1])  # type: ignore[arg-type]
+
+
 def replace_node(node: fx.Node, value: fx.Node) -> None:
     """Let ``value`` serve every user of ``node``, and remove ``node``."""
     node.replace_all_uses_with(value)

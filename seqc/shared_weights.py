@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 # Small tensors stay in the model: shape inference reads the values of shapes, axes and indices.
-_INLINE_TENSOR_BYTES = 1024
+INLINE_TENSOR_BYTES = 1024
 # Whole pages, so that onnxruntime can map weights instead of copying them; small ones would leave the file mostly empty.
-_PAGE = 65536
+PAGE = 65536
 _LINE = 64
 
 
@@ -25,7 +25,7 @@ def write_sharing(directory: Path, models: Mapping[str, ir.Model], data_file: st
                 content = tensor.tobytes()
                 key = (hashlib.sha256(content).hexdigest(), tensor.dtype, tuple(tensor.shape))
                 if key not in places:
-                    step = _PAGE if len(content) >= _PAGE else _LINE
+                    step = PAGE if len(content) >= PAGE else _LINE
                     data.write(b"\0" * (-data.tell() % step))
                     places[key] = (data.tell(), len(content))
                     data.write(content)
@@ -52,5 +52,5 @@ def _large(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.nbytes > _INLINE_TENSOR_BYTES:
+            if tensor is not None and tensor.nbytes > INLINE_TENSOR_BYTES:
                 yield value, tensor

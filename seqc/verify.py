@@ -185,11 +185,17 @@ def _parsed(shape: tuple[int | str, ...], names: dict[str, sympy.Symbol]) -> tup
     return tuple(result)
 
 
+def _each(
+    gm: fx.GraphModule, kind: Callable[[fx.Node], bool], faults: Callable[[fx.Node], Iterator[str]]
+) -> Iterator[Problem]:
+    """The faults of the nodes of a kind."""
+    for node in filter(kind, gm.graph.nodes):
+        yield from (Problem(node, message) for message in faults(node))
+
+
 def recurrences(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
     """A recurrence and its body agree: arity, carries in and out, xs and ys with time at axis 0, read by getitem."""
-    for node in gm.graph.nodes:
-        if is_recurrence(node):
-            yield from (Problem(node, message) for message in _recurrence(node))
+    yield from _each(gm, is_recurrence, _recurrence)
 
 
 def _recurrence(node: fx.Node) -> Iterator[str]:
@@ -238,9 +244,7 @@ def _recurrence(node: fx.Node) -> Iterator[str]:
 
 def choices(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
     """A choice and its two bodies agree: they take its operands and return as many values of the same dtypes and ranks."""
-    for node in gm.graph.nodes:
-        if is_choice(node):
-            yield from (Problem(node, message) for message in _choice(node))
+    yield from _each(gm, is_choice, _choice)
 
 
 def _choice(node: fx.Node) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import networkx as nx
 import torch
+import torch.fx as fx
 
 from seqc.classify.forms import Form, NotMultilinear
 from seqc.classify.terms import Terms
@@ -32,8 +33,9 @@ def kind_of(loop: Loop, index: int) -> str:
         terms.emit.undo(0)
 
 
-def kinds_of(loop: Loop) -> str:
-    """What each group of states computes, in words."""
+def kinds_of(node: fx.Node) -> str:
+    """What each group of states of a recurrence computes, in words."""
+    loop = Loop(node.graph.owning_module, node, None)  # type: ignore[arg-type]
     return "; ".join(dict.fromkeys(kind_of(loop, group[0]) for group in groups(loop))) or "without a state"
 
 

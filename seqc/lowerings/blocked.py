@@ -317,8 +317,9 @@ def _like(entries: Entries, nodes: Sequence[fx.Node]) -> Entries:
 
 
 def _why(node: fx.Node) -> str:
-    kinds = kinds_of(Loop(node.graph.owning_module, node, None))  # type: ignore[arg-type]
-    return f"{kinds}: blocks of {BLOCK} unrolled steps, taken twice, and a prefix scan over the blocks, no loop"
+    return (
+        f"{kinds_of(node)}: blocks of {BLOCK} unrolled steps, taken twice, and a prefix scan over the blocks, no loop"
+    )
 
 
 LOWERINGS = (

@@ -20,6 +20,7 @@ from seqc.lowerings.base import Lowering, Refused
 from seqc.ops.choose import choose
 from seqc.outside import is_pure
 from seqc.program import named_args
+from seqc.rewrite import result_index
 
 aten = torch.ops.aten
 
@@ -34,7 +35,7 @@ def by_length(
     trip = steps.meta["val"].shape[0]
     if isinstance(trip, int) and trip > form.most:
         return _written(form, emit, node), ""
-    read = sorted({int(reader.args[1]) for reader in node.users})  # type: ignore[arg-type]
+    read = sorted({result_index(reader) for reader in node.users})
     size = emit(aten.sym_size.int, steps, 0)
     mark = emit.mark()
     long = _written(form, emit, node)

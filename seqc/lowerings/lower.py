@@ -19,7 +19,7 @@ from seqc.lowerings.by_length import by_length
 from seqc.lowerings.table import forms_of
 from seqc.ops.recurrence import is_branch, is_recurrence, parts
 from seqc.program import Program, place_of
-from seqc.rewrite import remove_dead_code
+from seqc.rewrite import remove_dead_code, result_index
 from seqc.target import Target
 
 
@@ -135,7 +135,7 @@ class Lower:
             if results is None:
                 return False
             for reader in list(node.users):
-                reader.replace_all_uses_with(results[int(reader.args[1])])  # type: ignore[arg-type]
+                reader.replace_all_uses_with(results[result_index(reader)])
                 node.graph.erase_node(reader)
             node.graph.erase_node(node)
             return True
@@ -147,7 +147,7 @@ class Lower:
 def _confirm(program: Program, node: fx.Node, results: list[fx.Node], form: Lowering) -> None:
     """Compare ``results`` with those of the loop ``node`` by numbers. Raises Refused where they differ."""
     loop = parts(node)
-    pairs = [(reader, results[int(reader.args[1])]) for reader in node.users]  # type: ignore[arg-type]
+    pairs = [(reader, results[result_index(reader)]) for reader in node.users]
     boundary = [*loop.carries, *loop.xs, *loop.invariants]
     trip = loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip
     assert form.confirmed_over is not None

@@ -6,7 +6,6 @@ import torch.fx as fx
 
 from seqc.classify.kinds import kinds_of
 from seqc.emit import Emitter
-from seqc.loop import Loop
 from seqc.lowerings.base import Lowering
 
 
@@ -15,7 +14,7 @@ def loop(emit: Emitter, node: fx.Node) -> None:
 
 
 def _why(node: fx.Node) -> str:
-    return f"{kinds_of(Loop(node.graph.owning_module, node, None))}: a loop over single steps"  # type: ignore[arg-type]
+    return f"{kinds_of(node)}: a loop over single steps"
 
 
 LOWERINGS = (Lowering("seqc::recurrence", "loop", _why, loop),)

@@ -13,6 +13,7 @@ from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
 from seqc.lowerings.blocks import BLOCK, Blocks
 from seqc.lowerings.reverse import flipped
 from seqc.program import named_args
+from seqc.rewrite import result_index
 from seqc.verify import same_shape
 from seqc.write_loop import write_loop
 
@@ -94,7 +95,7 @@ def _after(emit: Emitter, states: int, earlier: list[fx.Node], later: list[fx.No
 
 def _kept_up(node: fx.Node) -> tuple[list[int], set[int]]:
     """The states that are needed, and the results that are read."""
-    read = {int(user.args[1]) for user in node.users if user.users}  # type: ignore[arg-type]
+    read = {result_index(user) for user in node.users if user.users}
     return [i for i in range(_STATES) if i == 0 or not read.isdisjoint((i, i + _STATES))], read
 
 

@@ -139,6 +139,6 @@ def _narrow(value: torch.Tensor, axis: int, part: tuple[int, int], inner: int) -
     """``part`` of an axis over time; where other axes are merged with it, of each of their elements."""
     size = value.shape[axis]
     if size % _LENGTH == 0 and size > _LENGTH:
-        apart = value.unflatten(axis, (size // _LENGTH // inner, _LENGTH, inner))
+        apart = value.reshape(*value.shape[:axis], size // _LENGTH // inner, _LENGTH, inner, *value.shape[axis + 1 :])
         return apart.narrow(axis + 1, part[0], part[1] - part[0]).flatten(axis, axis + 2)
     return value.narrow(axis, part[0], part[1] - part[0])

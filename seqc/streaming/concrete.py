@@ -82,9 +82,13 @@ class Concrete:
                 return torch.empty(shape_at(value, self.sizes), dtype=value.dtype)
             return self._known[arg]
 
-        args, kwargs = pytree.tree_map(concrete, (node.args, dict(node.kwargs)), is_leaf=lambda a: a is None)
+        args, kwargs = pytree.tree_map(concrete, self.arguments(node), is_leaf=lambda a: a is None)
         with torch.no_grad():
             return self.call(node, args, kwargs)
+
+    def arguments(self, node: fx.Node) -> tuple[Any, Any]:
+        """The arguments of ``node`` as they stand in the graph."""
+        return node.args, dict(node.kwargs)
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The result of ``node``'s operation."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 import torch.fx as fx
 from torch.utils import _pytree as pytree
 
+from seqc import _torch
 from seqc.ops.recurrence import recurrence
 from seqc.streaming.concrete import Concrete
 from seqc.streaming.derivation import target_of
@@ -19,6 +22,7 @@ class Double(Concrete):
     """Evaluates nodes as :class:`Concrete` does, in float64, with the values of some nodes ``given``.
 
     ``starts`` replaces first states: by a recurrence and the index of its carried value, or by a cat and 0, its first part.
+    Chunks of ``chunk`` steps become chunks of one.
     """
 
     def __init__(
@@ -27,17 +31,27 @@ class Double(Concrete):
         sizes: Mapping[sympy.Symbol, int],
         given: Mapping[fx.Node, Any],
         starts: Mapping[tuple[fx.Node, int], torch.Tensor],
+        chunk: int = 1,
     ) -> None:
         super().__init__(weights, sizes)
-        self.starts = starts
+        self.starts, self.chunk = starts, chunk
         self._known |= {node: widened(value) for node, value in given.items()}
 
     def _compute(self, node: fx.Node) -> Any:
         if node in self._known:
             return self._known[node]
         if node.op == "get_attr":
-            return Wide(getattr(node.graph.owning_module, str(node.target))).run
+            body = getattr(node.graph.owning_module, str(node.target))
+            return Wide(body if self.chunk == 1 else body_of_one(body, self.chunk)).run
         return widened(super()._compute(node))
+
+    def arguments(self, node: fx.Node) -> tuple[Any, Any]:
+        return of_one(super().arguments(node), self.chunk)  # type: ignore[no-any-return]
+
+    def _size(self, value: Any) -> Any:
+        if self.chunk == 1 or not isinstance(value, torch.SymInt):
+            return super()._size(value)
+        return int(of_one(_torch.size_expr(value), self.chunk).subs(self.sizes))
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         at = 2 if node.target is recurrence else 0
@@ -45,6 +59,27 @@ class Double(Concrete):
             states = [self.starts.get((node, i), value) for i, value in enumerate(args[at])]
             args = (*args[:at], states, *args[at + 1 :])
         return target_of(node)(*args, **_wide_types(kwargs))
+
+
+def of_one(value: Any, chunk: int) -> Any:
+    """Arguments of a node, or a size, in which each number ``chunk`` is 1."""
+    if isinstance(value, sympy.Basic):
+        return value.xreplace({sympy.Integer(chunk): sympy.Integer(1)})
+    return pytree.tree_map(
+        lambda a: 1 if type(a) is int and a == chunk else a,
+        value,
+        is_leaf=lambda a: a is None,
+    )
+
+
+def body_of_one(body: fx.GraphModule, chunk: int) -> fx.GraphModule:
+    """The body of a loop in which each number ``chunk`` is 1."""
+    changed = copy.deepcopy(body)
+    for node in changed.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            node.args, node.kwargs = of_one((node.args, dict(node.kwargs)), chunk)
+    changed.recompile()
+    return changed
 
 
 class Wide(fx.Interpreter):

@@ -10,20 +10,24 @@ for pieces of any length: a last chunk that is not full is filled up as the mode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 from torch.utils import _pytree as pytree
 
 from seqc import _torch
+from seqc.dependence import ancestors
 from seqc.ops.recurrence import is_recurrence, parts
 from seqc.outside import is_size
 from seqc.streaming.demand import Demand, Plan, refuse
 from seqc.streaming.derivation import END, Derivation, target_of
+from seqc.streaming.double import body_of_one, of_one
 from seqc.streaming.layers import item, loop_from
-from seqc.streaming.regions import Region, regions
-from seqc.streaming.tried import Carried, carried
+from seqc.streaming.regions import Region, chunk_of, regions
+from seqc.streaming.tried import Carried, carried, is_computed, is_same_in_ones, kind_of
 
 aten = torch.ops.aten
 
@@ -40,6 +44,7 @@ class Restart:
         self.d, self.region = d, region
         self.carried: tuple[Carried, ...] | None = None
         self._written: dict[fx.Node, Any] | None = None
+        self._chunk = 1
 
     def plan(self, node: fx.Node, demand: Demand) -> Plan:
         """For an exit: the newest steps of what the region reads. Raises NotCausal."""
@@ -53,6 +58,16 @@ class Restart:
                 d.slot("recurrent_state", c.at, list(map(_torch.size_expr, value.shape)), value.dtype, c.start)
                 for c, value in zip(self.carried, values, strict=True)
             ]
+            chunk = chunk_of(d, self.region)
+            if (
+                d.steps == 1
+                and chunk > 1
+                and d.shared(
+                    ("in ones", kind_of(self.region)),
+                    lambda: is_same_in_ones(d, self.region, self.carried or (), chunk),
+                )
+            ):
+                self._chunk = chunk
         needs = tuple((n, d.newest(n)) for n in self.region.given)
 
         def write(*new: Any) -> Any:
@@ -66,7 +81,7 @@ class Restart:
         d = self.d
         assert self.carried is not None
         first = {(c.at, c.index): slot.placeholder for c, slot in zip(self.carried, self.slots, strict=True)}
-        for node in self.region.inside:
+        for node in self._inside():
             with d.emit.of(node):
                 new[node] = self._copied(node, new, first)
         for c, slot in zip(self.carried, self.slots, strict=True):
@@ -76,11 +91,24 @@ class Restart:
             )
         return new
 
+    def _inside(self) -> list[fx.Node]:
+        """What is written: with chunks of one step, the masks within a chunk too."""
+        if self._chunk == 1:
+            return list(self.region.inside)
+        masks = ancestors(n for n in self.region.given if is_computed(self.d, n))
+        written = {n for n in masks if n.op == "call_function" and not is_size(n)} | set(self.region.inside)
+        return [n for n in self.d.source.graph.nodes if n in written]
+
+    def _size(self, value: Any) -> Any:
+        return self.d.size(of_one(sympy.sympify(_torch.size_expr(value)), self._chunk))
+
     def _copied(self, node: fx.Node, new: Mapping[fx.Node, Any], first: Mapping[tuple[fx.Node, int], fx.Node]) -> Any:
         d = self.d
         if is_recurrence(node):
             loop = parts(node)
-            trip = d.size(_torch.size_expr(loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip))
+            if self._chunk > 1:
+                loop = replace(loop, body=body_of_one(loop.body, self._chunk))
+            trip = self._size(loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip)
             starts = [first.get((node, i)) or new[n] for i, n in enumerate(loop.carries)]
             return loop_from(d, loop, trip, starts, [new[n] for n in loop.xs], [new[n] for n in loop.invariants])
         if isinstance(new.get(node.args[0]), tuple):  # type: ignore[arg-type]
@@ -89,9 +117,12 @@ class Restart:
         def mapped(arg: Any) -> Any:
             if not isinstance(arg, fx.Node):
                 return arg
-            return d.size(_torch.size_expr(arg.meta["val"])) if is_size(arg) else new[arg]
+            return self._size(arg.meta["val"]) if is_size(arg) else new[arg]
 
-        args, kwargs = pytree.tree_map(mapped, (node.args, dict(node.kwargs)), is_leaf=lambda a: a is None)
+        stated = (
+            of_one((node.args, dict(node.kwargs)), self._chunk) if self._chunk > 1 else (node.args, dict(node.kwargs))
+        )
+        args, kwargs = pytree.tree_map(mapped, stated, is_leaf=lambda a: a is None)
         if (node, 0) in first:
             args = ([first[node, 0], *args[0][1:]], *args[1:])
         return d.emit(target_of(node), *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import sympy
@@ -62,6 +63,7 @@ def simpler(expr: Any, time: sympy.Symbol) -> Any:
     return expr.replace(matches, lambda e: _even(e, time))
 
 
+@functools.lru_cache(maxsize=4096)
 def _even(expr: Any, time: sympy.Symbol) -> Any:
     """a * n + b where ``expr`` is that at all lengths that are looked at, else ``expr``."""
     numbers = [abs(int(a)) for a in expr.atoms(sympy.Integer)]

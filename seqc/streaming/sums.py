@@ -16,6 +16,7 @@ from seqc.streaming.attention import read_by, steps_only
 from seqc.streaming.causal import beyond, is_nothing, is_zero
 from seqc.streaming.demand import ALL, Demand, Mode, Plan, Window, refuse
 from seqc.streaming.derivation import END, Derivation, first
+from seqc.streaming.exact_sums import running_sum
 
 aten = torch.ops.aten
 
@@ -54,6 +55,8 @@ def running(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         bounds = torch.iinfo(value.dtype)
         initial = bounds.min if initial < 0 else bounds.max
     exprs = [_torch.size_expr(s) if a != axis else _torch.size_expr(1) for a, s in enumerate(value.shape)]
+    if node.target is aten.cumsum.default and value.dtype.is_floating_point:
+        return running_sum(d, node, axis)
     slot = d.slot("recurrent_state", node, exprs, value.dtype, initial)
 
     def write(new: fx.Node) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -106,11 +107,16 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
         list,
         ["past_key_values.0.conv_state[batch, 2, 4]"],
     ),
-    "running sum": (lambda x: x.cumsum(1), list, ["past_key_values.0.recurrent_state[batch, 1, 4]"]),
+    "running sum": (lambda x: x.cumsum(1), list, ["past_key_values.0.recurrent_state[batch, 2, 4]"]),
+    "running sum of infinities": (
+        lambda x: torch.exp(torch.where(x > 1, -math.inf, -x.abs()).cumsum(1)),
+        list,
+        ["past_key_values.0.recurrent_state[batch, 2, 4]"],
+    ),
     "running mean": (
         lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None],
         list,
-        ["past_key_values.0.recurrent_state[batch, 1, 4]", "past_position[]"],
+        ["past_key_values.0.recurrent_state[batch, 2, 4]", "past_position[]"],
     ),
     "log of a running sum": (
         lambda x: x.logcumsumexp(1),

@@ -122,10 +122,28 @@ def test_any_pieces_are_the_whole(name: str) -> None:
         torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
 
 
-def test_one_step_at_a_time_is_the_whole() -> None:
+@pytest.mark.parametrize("function", [dual_form, loop_over_chunks, sums_of_chunks])
+def test_one_step_at_a_time_is_the_whole_in_chunks_of_one(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    program = derived(Model(function), steps=1)
     x = torch.randn(2, 12, D)
-    (pieces,) = in_pieces(derived(Model(loop_over_chunks), steps=1), {"x": x}, steps=1)
-    torch.testing.assert_close(pieces, loop_over_chunks(x), rtol=1e-4, atol=1e-5)
+    (pieces,) = in_pieces(program, {"x": x}, steps=1)
+    torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
+    shapes = [tuple(n.meta["val"].shape) for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    assert all(CHUNK not in shape for shape in shapes)
+
+
+def test_a_chunk_as_long_as_another_axis_stays_a_chunk() -> None:
+    """Chunks of three steps of three numbers."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x, (0, 0, 0, -x.shape[1] % 3)).reshape(x.shape[0], -1, 3, 3)
+        before = torch.cat([torch.zeros_like(padded[:, :1, 0]), padded.sum(2)], 1).cumsum(1)[:, :-1]
+        return (padded.cumsum(2) + before[:, :, None]).reshape(x.shape[0], -1, 3)[:, : x.shape[1]]
+
+    program = derived(Model(function), steps=1)
+    x = torch.randn(2, 8, 3)
+    (pieces,) = in_pieces(program, {"x": x}, steps=1)
+    torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
 
 
 def constant_decay(x: torch.Tensor) -> torch.Tensor:
