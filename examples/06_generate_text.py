@@ -1,6 +1,6 @@
-"""Language models that were really trained, three kinds of them, writing text: states derived, decoding by the runtime.
+"""A language model that was really trained writes text: its states are derived, the runtime decodes.
 
-The models and their training are in examples/byte_models: plain PyTorch, a loop over time, no caches.
+The model and its training are in examples/byte_models: plain PyTorch without caches.
 """
 
 import sys
@@ -18,7 +18,7 @@ from model import trained
 
 PROMPT = "ROMEO.\nMy love, "
 COUNT = 48
-NAMES = sys.argv[1:] or ["transformer"]  # mamba and hybrid take a minute more each, to trace their loops
+NAMES = sys.argv[1:] or ["transformer"]
 
 for name in NAMES:
     model = trained(name)

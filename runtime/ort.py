@@ -140,8 +140,10 @@ def run_bound(
     options.log_severity_level = _LOG_FATAL
     binding = ort_session.io_binding()
     device = "cuda" if ort_session.get_providers()[0] == _CUDA else "cpu"
+    # held until the run is over: a binding does not keep what it reads alive
+    given = {**{n: keep(a) for n, a in inputs.items()}, **states}
     try:
-        for name, value in {**{n: keep(a) for n, a in inputs.items()}, **states}.items():
+        for name, value in given.items():
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
             binding.bind_output(name)

@@ -133,6 +133,8 @@ def build(name: str) -> ByteModel:
 
 def trained(name: str) -> ByteModel:
     """One of SHAPES with the weights in the repository, ready to run."""
-    model = build(name)
-    model.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS / f"{name}.safetensors").items()})
+    model, weights = build(name), WEIGHTS / f"{name}.safetensors"
+    if not weights.exists():
+        raise SystemExit(f"{name} was not trained yet: python {Path(__file__).parent / 'train.py'} {name}")
+    model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     return model.eval()
