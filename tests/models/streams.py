@@ -36,25 +36,19 @@ LOOKS_AHEAD = {
 computed for the whole length at once (spectra, triangular systems)."""
 
 NOT_YET = {
-    "mamba2": "mixes the steps of the sequence",  # chunks of the sequence, padded
-    "zamba2": "mixes the steps of the sequence",
     "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
     "minimax": "mixes the steps of the sequence",  # the same, and blocks of the sequence
     "olmo_hybrid": "mixes the steps of the sequence",
-    "qwen3_next": "mixes the steps of the sequence",
     "xlstm": "mixes the steps of the sequence",
-    "ema_peeled": "parts of the sequence are put together in another order",  # first step read later
-    "loop_padded_buffer": "parts of the sequence are put together in another order",
-    "loop_peeled_first": "parts of the sequence are put together in another order",
-    "loop_none_at_first": "parts of the sequence are put together in another order",
-    "loop_peeled_last": "a loop of sequence - 1 steps",
-    "loop_padded_chunks": "has not one element for each step",  # a loop over chunks
-    "loop_ragged_chunks": "has not one element for each step",
-    "loop_split_chunks": "has not one element for each step",
-    "loop_wide_chunks": "has not one element for each step",
-    "loop_while_chunks": "has not one element for each step",
-    "loop_chunk_writes": "has not one element for each step",
-    "loop_whole_chunks_only": "has not one element for each step",
+    "loop_padded_buffer": "mixes the steps of the sequence",
+    "loop_peeled_last": "a later step is read",
+    "loop_padded_chunks": "not on from the end of a piece",  # a loop over chunks
+    "loop_ragged_chunks": "not on from the end of a piece",
+    "loop_split_chunks": "not on from the end of a piece",
+    "loop_wide_chunks": "not on from the end of a piece",
+    "loop_while_chunks": "not on from the end of a piece",
+    "loop_chunk_writes": "not on from the end of a piece",
+    "loop_whole_chunks_only": "not on from the end of a piece",
     "loop_last_chunk_state": "known at the end of the sequence only",
     "loop_no_reads": "the loop's first state is computed from the sequence",
 }
