@@ -49,8 +49,8 @@ NOT_YET = {
     "loop_while_chunks": "not on from the end of a piece",
     "loop_chunk_writes": "not on from the end of a piece",
     "loop_whole_chunks_only": "not on from the end of a piece",
-    "loop_last_chunk_state": "known at the end of the sequence only",
-    "loop_no_reads": "the loop's first state is computed from the sequence",
+    "loop_last_chunk_state": "not on from the end of a piece",
+    "loop_no_reads": "known at the end of the sequence only",
 }
 """What a model is refused with that is causal: seqc has no rule for it yet. One that gets a rule has to leave this table."""
 
