@@ -173,8 +173,8 @@ def _of_softmax(node: fx.Node) -> bool:
 
 def einsum(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     """A sum of products by letters: over what each step reads, or of steps with what they read."""
-    equation, operands = node.args[:2]
-    assert isinstance(equation, str) and isinstance(operands, (list, tuple))
+    arg = named_args(node)
+    equation, operands = arg["equation"], list(arg["tensors"])
     letters = _letters(equation, [n.meta["val"].dim() for n in operands])
     if letters is None:
         return None

@@ -98,7 +98,7 @@ def reduction(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if not per_step and not demand.at_end:
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
 
-    def write(new: fx.Node) -> fx.Node:
+    def write(new: fx.Node) -> Any:
         seen = steps_only(d, new, summed[0], read, nothing)
         if several:
             return (d.emit(aten.amax.default, seen, dims, arg["keepdim"]),)

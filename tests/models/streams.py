@@ -20,7 +20,7 @@ LOOKS_AHEAD = {
     "gru_bidirectional": "walks from the end of the sequence too",
     "gru_stacked_bidirectional": "walks from the end of the sequence too",
     "mamba_bidirectional": "mixes the steps of the sequence",
-    "universal_transformer": "mixes the steps of the sequence",
+    "universal_transformer": "each step attends to later ones",
     "loop_reversed": "the loop walks from the end of the sequence",
     "loop_reversed_not_restored": "mixes the steps of the sequence",
     "loop_negative_index": "mixes the steps of the sequence",
@@ -37,19 +37,18 @@ computed for the whole length at once (spectra, triangular systems)."""
 
 NOT_YET = {
     "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
-    "minimax": "mixes the steps of the sequence",  # the same, and blocks of the sequence
+    "minimax": "mixes the steps of the sequence",  # the same
     "olmo_hybrid": "mixes the steps of the sequence",
-    "xlstm": "mixes the steps of the sequence",
     "loop_padded_buffer": "mixes the steps of the sequence",
     "loop_peeled_last": "a later step is read",
-    "loop_padded_chunks": "not on from the end of a piece",  # a loop over chunks
-    "loop_ragged_chunks": "not on from the end of a piece",
-    "loop_split_chunks": "not on from the end of a piece",
-    "loop_wide_chunks": "not on from the end of a piece",
-    "loop_while_chunks": "not on from the end of a piece",
-    "loop_chunk_writes": "not on from the end of a piece",
-    "loop_whole_chunks_only": "not on from the end of a piece",
-    "loop_last_chunk_state": "not on from the end of a piece",
+    "loop_padded_chunks": "computes in chunks of",  # loops over chunks
+    "loop_ragged_chunks": "computes in chunks of",
+    "loop_split_chunks": "computes in chunks of",
+    "loop_wide_chunks": "computes in chunks of",
+    "loop_while_chunks": "computes in chunks of",
+    "loop_chunk_writes": "computes in chunks of",
+    "loop_whole_chunks_only": "computes in chunks of",
+    "loop_last_chunk_state": "computes in chunks of",
     "loop_no_reads": "known at the end of the sequence only",
 }
 """What a model is refused with that is causal: seqc has no rule for it yet. One that gets a rule has to leave this table."""

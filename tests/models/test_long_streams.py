@@ -12,6 +12,7 @@ from torch import nn
 
 import seqc
 from seqc.runtime import Session, Stream
+from seqc.runtime.ort import keep
 
 Array = np.ndarray[Any, Any]
 
@@ -198,7 +199,7 @@ def test_positions_beyond_32_bits() -> None:
     stream = session.stream(2)
     (group,) = stream._groups
     far = 2**40 + 3
-    stream._groups = (replace(group, positions=(far, far), states=(np.array(far),)),)
+    stream._groups = (replace(group, positions=(far, far), states=(keep(np.array(far)),)),)
     x = np.zeros((2, 3, 8), np.float32)
     outputs = stream.step({"x": x})
     names = [p.name for p in session.outputs]

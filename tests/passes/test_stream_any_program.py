@@ -214,7 +214,7 @@ def check(model: nn.Module, program: Program) -> None:
             assert float((pieces - whole).abs().max() / scale) < 1e-4
 
 
-@settings(FEW, max_examples=14)
+@settings(FEW, max_examples=10)
 @given(st.lists(st.one_of(NEAR, FAR, EACH), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_blocks_in_any_order_step_like_the_whole(blocks: list[Block], residual: bool, last: bool) -> None:
     model = Stack(blocks, residual, last).eval()
@@ -254,7 +254,7 @@ LAYERS = ("LSTM", "GRU", "RNN")
 LOOPS = ("a loop with resets", "a loop that mixes its state", "a loop with two states")
 
 
-@settings(FEW, max_examples=3)
+@settings(FEW, max_examples=2)
 @given(NEAR, st.one_of(FAR, EACH), one_of(*LAYERS, *LOOPS))
 def test_recurrences_between_blocks_step_like_the_whole(before: Block, after: Block, kind: str) -> None:
     model = Between(before, after, kind).eval()
