@@ -39,7 +39,6 @@ NOT_YET = {
     "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
     "minimax": "mixes the steps of the sequence",  # the same
     "olmo_hybrid": "mixes the steps of the sequence",
-    "qwen3_next": "mixes the steps of the sequence",
     "loop_padded_buffer": "mixes the steps of the sequence",
     "loop_peeled_last": "a later step is read",
     "loop_padded_chunks": "computes in chunks of",  # loops over chunks
