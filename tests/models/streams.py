@@ -38,7 +38,7 @@ computed for the whole length at once (spectra, triangular systems)."""
 NOT_YET = {
     "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
     "minimax": "mixes the steps of the sequence",  # the same
-    "olmo_hybrid": "mixes the steps of the sequence",
+    "olmo_hybrid": "begins at its end, or leaves steps out",  # its convolution reads the last steps by a negative index
     "loop_padded_buffer": "mixes the steps of the sequence",
     "loop_peeled_last": "a later step is read",
     "loop_padded_chunks": "computes in chunks of",  # loops over chunks
