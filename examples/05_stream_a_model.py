@@ -31,7 +31,7 @@ directory = compiled.save(Path(tempfile.mkdtemp()) / "llama")
 for state in compiled.manifest["states"]:
     print(f"{state['name']} {state['dtype']} {state['shape']}, from {state['initial']}")
 
-prompt = torch.randint(0, 97, (1, 12)).numpy()
+prompt = torch.randint(1, 97, (1, 12)).numpy()  # 0 pads: transformers would not read it
 stream = seqc.runtime.load(directory).stream()
 logits = stream.step({"input_ids": prompt})["logits"]
 written = []
