@@ -12,6 +12,7 @@ import numpy as np
 from seqc.errors import ArtifactError
 from seqc.runtime.inputs import Array
 from seqc.runtime.manifest import Port, State, spell
+from seqc.runtime.ort import Kept, keep
 from seqc.runtime.shapes import evaluate
 
 
@@ -44,17 +45,19 @@ class StatePort:
         expected = f"{self.port.dtype}{spell(self.port.shape)}"
         return f"state {self.port.name!r} of {rows} rows must be {expected}, got {value.dtype}{spell(value.shape)}"
 
-    def take(self, value: Array, rows: list[int]) -> Array:
+    def take(self, value: Kept, rows: list[int]) -> Kept:
         """The state of some of the streams of ``value``."""
         if self.batch_axis is None:
             return value
         width = self.initial.shape[self.batch_axis]
         index = [row * width + i for row in rows for i in range(width)]
-        return np.take(value, index, self.batch_axis)
+        return keep(np.take(value.numpy(), index, self.batch_axis))
 
-    def join(self, values: list[Array]) -> Array:
+    def join(self, values: list[Kept]) -> Kept:
         """The state of the streams of all ``values``, in this order."""
-        return values[0] if self.batch_axis is None else np.concatenate(values, self.batch_axis)
+        if self.batch_axis is None or len(values) == 1:
+            return values[0]
+        return keep(np.concatenate([value.numpy() for value in values], self.batch_axis))
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,7 @@ class Stream:
     def _taken(self, group: Group, at: list[int], rows: Iterable[int]) -> Group:
         """What ``group`` has ``at`` these places, as the group of ``rows``."""
         states = zip(self._session.states, group.states, strict=True)
-        # What all rows share is passed on as it is: its array is a view of memory that lives no longer than this value.
-        values = tuple(v if s.batch_axis is None else keep(s.take(v.numpy(), at)) for s, v in states)
+        values = tuple(state.take(value, at) for state, value in states)
         return Group(tuple(rows), tuple(group.positions[i] for i in at), values)
 
     def _joined(self, groups: list[Group]) -> tuple[Group, ...]:
@@ -195,14 +194,10 @@ class Stream:
         found = []
         for members in together.values():
             rows = tuple(row for m in members for row in m.rows)
-            found.append(Group(rows, tuple(n for m in members for n in m.positions), self._join(members)))
+            states = zip(self._session.states, *(m.states for m in members), strict=True)
+            joined = tuple(state.join(values) for state, *values in states)
+            found.append(Group(rows, tuple(n for m in members for n in m.positions), joined))
         return tuple(found)
-
-    def _join(self, members: list[Group]) -> tuple[Kept, ...]:
-        if len(members) == 1:
-            return members[0].states
-        states = zip(self._session.states, *(m.states for m in members), strict=True)
-        return tuple(vs[0] if s.batch_axis is None else keep(s.join([v.numpy() for v in vs])) for s, *vs in states)
 
     def _checked(self, rows: Iterable[int], repeated: bool = False) -> list[int]:
         chosen = list(rows)

@@ -46,14 +46,27 @@ def write_loop(
         following, ys = step(inner, *groups)
     output.args = ((*following, *ys),)
     body.recompile()
+    node = write_recurrence(emit, body, trip, carries, xs, invariants, reverse)
+    return [emit(operator.getitem, node, i) for i in range(len(node.meta["val"]))]
+
+
+def write_recurrence(
+    emit: Emitter,
+    body: fx.GraphModule,
+    trip: Any,
+    carries: Sequence[fx.Node],
+    xs: Sequence[fx.Node],
+    invariants: Sequence[fx.Node] = (),
+    reverse: bool = False,
+) -> fx.Node:
+    """Write the recurrence of ``body``, which becomes a child of the graph's module, where ``emit`` stands."""
     name = next(f"body_{i}" for i in range(10**6) if not hasattr(emit.gm, f"body_{i}"))
     emit.gm.add_submodule(name, body)
     attr = emit.graph.get_attr(name)
     steps = trip.meta["val"] if isinstance(trip, fx.Node) else trip
     values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
     val = emit.compute(lambda: recurrence_shapes(body, steps, values[0], values[1], values[2], reverse))
-    node = emit.written(recurrence, (attr, trip, tuple(carries), tuple(xs), tuple(invariants), reverse), val)
-    return [emit(operator.getitem, node, i) for i in range(len(val))]
+    return emit.written(recurrence, (attr, trip, tuple(carries), tuple(xs), tuple(invariants), reverse), val)
 
 
 def _once(

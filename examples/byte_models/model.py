@@ -84,15 +84,17 @@ class Mamba(nn.Module):
         x, gate = self.inward(x).chunk(2, dim=-1)
         x = F.silu(self.convolution(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
         rank, b, c = self.select(x).split([self.rank, self.state, self.state], dim=-1)
-        dt = F.softplus(self.step_size(rank))
-        decay = -self.log_decay.exp()
+        y = self.scan(x, F.softplus(self.step_size(rank)), -self.log_decay.exp(), b, c) + self.skip * x
+        return self.out(y * F.silu(gate))
+
+    def scan(self, x: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Inputs and step sizes [batch, sequence, inner], decay [inner, state], b and c [batch, sequence, state]."""
         h = x.new_zeros(x.shape[0], x.shape[2], self.state)
         outputs = []
         for dt_t, x_t, b_t, c_t in zip(dt.unbind(1), x.unbind(1), b.unbind(1), c.unbind(1), strict=True):
             h = torch.exp(dt_t[..., None] * decay) * h + (dt_t * x_t)[..., None] * b_t[:, None]
             outputs.append((h @ c_t[..., None]).squeeze(-1))
-        y = torch.stack(outputs, dim=1) + self.skip * x
-        return self.out(y * F.silu(gate))
+        return torch.stack(outputs, dim=1)
 
 
 class Layer(nn.Module):

@@ -9,15 +9,45 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from model import SHAPES, WEIGHTS, build, trained
+from model import SHAPES, WEIGHTS, Mamba, build, trained
 from safetensors.torch import save_file
 
 TEXT = Path(__file__).parent / "shakespeare.txt"
 LENGTH, BATCH = 256, 4
 VALIDATION = 96_000
+
+
+class Scan(torch.autograd.Function):
+    """h[t] = decay[t] * h[t - 1] + x[t] over the first axis, its gradient by hand: autograd's own keeps a node per step."""
+
+    @staticmethod
+    def forward(ctx: Any, decay: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        h = x.clone()
+        for t in range(1, len(h)):
+            h[t].addcmul_(decay[t], h[t - 1])
+        ctx.save_for_backward(decay, h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        decay, h = ctx.saved_tensors
+        grad = grad.clone()
+        for t in range(len(h) - 1, 0, -1):
+            grad[t - 1].addcmul_(decay[t], grad[t])
+        return torch.cat([torch.zeros_like(h[:1]), grad[1:] * h[:-1]]), grad
+
+
+def scan(
+    self: Mamba, x: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor
+) -> torch.Tensor:
+    """What Mamba.scan computes, several times faster to train."""
+    dt, x, b, c = (part.transpose(0, 1) for part in (dt, x, b, c))
+    h = Scan.apply(torch.exp(dt[..., None] * decay), (dt * x)[..., None] * b[:, :, None])
+    return (h @ c[..., None]).squeeze(-1).transpose(0, 1)
 
 
 def corpus() -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,6 +73,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    Mamba.scan = scan
     train, validation = corpus()
     model = build(arguments.name)
     decayed = [p for p in model.parameters() if p.ndim == 2]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from seqc.cli.console import State, common_options, note, print_json
+from seqc.cli.console import State, common_options, note, print_json, provider_option
 from seqc.cli.tokens import Tokenizer, tokenizer
 from seqc.errors import UsageError
 from seqc.runtime.inputs import Array
@@ -39,7 +39,7 @@ from seqc.runtime.inputs import Array
     metavar="N",
     help="Guess N tokens from the text so far and read them in one step; the text is the same.",
 )
-@click.option("--provider", multiple=True, metavar="NAME", help="onnxruntime execution provider; repeat in order.")
+@provider_option
 @common_options
 @click.pass_obj
 def command(

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
-from seqc.cli.console import State, common_options, human_bytes, note, print_json, table
+from seqc.cli.console import State, common_options, human_bytes, note, print_json, provider_option, table
 from seqc.cli.inputs import read_npz
 from seqc.errors import UsageError
 from seqc.runtime import Manifest, Session
@@ -40,7 +40,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 @click.option("--load-state", metavar="FILE", help="With --stream: go on from a saved state.")
 @click.option("--save-state", metavar="FILE", help="With --stream: save the state at the end.")
 @click.option("-o", "--output", metavar="OUT.npz", help="Write the outputs here.")
-@click.option("--provider", multiple=True, metavar="NAME", help="onnxruntime execution provider; repeat in order.")
+@provider_option
 @common_options
 @click.pass_obj
 def command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from seqc.cli.compile import vocabulary
-from seqc.cli.console import State, common_options, note, print_json
+from seqc.cli.console import State, common_options, note, print_json, provider_option
 from seqc.cli.inputs import Dimension, InputSpec, draw
 from seqc.compare import Array
 from seqc.errors import UsageError, VerificationError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--tolerance", type=float, metavar="T", help="Largest error relative to an output's scale.")
 @click.option("--length", "lengths", type=click.IntRange(min=1), multiple=True, metavar="N", help="Check N as well.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
-@click.option("--provider", multiple=True, metavar="NAME", help="onnxruntime execution provider; repeat in order.")
+@provider_option
 @click.option("--allow-pickle", is_flag=True, help="Load files that execute code when they are loaded.")
 @common_options
 @click.pass_obj

@@ -197,7 +197,7 @@ def _mapped(d: Derivation, node: fx.Node, window: int | None) -> float | bool | 
     same = node.target in _SAME or _in_order(d, node)
     if same and isinstance(source, fx.Node) and d.axes(source):
         value = beyond(d, source, window)
-        whole = [d.has_time(s) for s in source.meta["val"].shape] and len(d.axes(source)) == len(d.axes(node))
+        whole = len(d.axes(source)) == len(d.axes(node))
         if not whole or value is None or node.target is not aten._to_copy.default:
             return value if whole else None
         return torch.tensor(value).to(node.meta["val"].dtype).item()

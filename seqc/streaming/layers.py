@@ -14,10 +14,11 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.emit import Emitter
-from seqc.ops.recurrence import Parts, is_recurrence, parts, recurrence, recurrence_shapes
+from seqc.ops.recurrence import Parts, is_recurrence, parts
 from seqc.program import named_args
 from seqc.streaming.demand import NEW, Demand, Plan, refuse
 from seqc.streaming.derivation import Derivation
+from seqc.write_loop import write_recurrence
 
 aten = torch.ops.aten
 
@@ -160,14 +161,7 @@ def loop_from(
     """The loop, written for ``trip`` steps from other first values; a single step without a loop, as a tuple."""
     if trip == 1 and not any(n.op == "get_attr" for n in loop.body.graph.nodes):
         return _once(d, loop, carries, xs, invariants)
-    name = f"body_{len(list(d.gm.children()))}"
-    body = copy.deepcopy(loop.body)
-    d.gm.add_submodule(name, body)
-    attr = d.gm.graph.get_attr(name)
-    steps = trip.meta["val"] if isinstance(trip, fx.Node) else trip
-    values = [[n.meta["val"] for n in group] for group in (carries, xs, invariants)]
-    value = d.emit.compute(lambda: recurrence_shapes(body, steps, values[0], values[1], values[2]))
-    return d.emit.written(recurrence, (attr, trip, tuple(carries), tuple(xs), tuple(invariants), False), value)
+    return write_recurrence(d.emit, copy.deepcopy(loop.body), trip, carries, xs, invariants)
 
 
 def item(d: Derivation, results: Any, index: int) -> Any:

@@ -16,20 +16,12 @@ from seqc.passes import MakeStateful
 from seqc.program import Program
 from seqc.runtime import Session, load
 from seqc.verify import verify
+from tests.helpers.modules import Applied
 from tests.helpers.programs import capture_program
 from tests.helpers.streams import in_pieces
 
 D, WINDOW = 4, 5
 Function = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Model(nn.Module):
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
 
 
 def back(x: torch.Tensor) -> torch.Tensor:
@@ -107,7 +99,7 @@ NO_WINDOWS: dict[str, Function] = {
 
 def derived(function: Function) -> Program:
     torch.manual_seed(0)
-    program = capture_program(Model(function), torch.randn(2, 9, D))
+    program = capture_program(Applied(function), torch.randn(2, 9, D))
     MakeStateful()(program)
     verify(program)
     return program
