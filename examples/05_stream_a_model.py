@@ -42,7 +42,7 @@ print("stream:      ", *written)
 
 # The same from the manifest alone, as it could be done in any language that has ONNX Runtime.
 manifest = json.loads((directory / "manifest.json").read_text())
-sizes = {"batch": 1, "past": 0}
+sizes = {"batch": 1, "capacity": 64}  # room for the steps to come
 states = {
     s["name"]: np.full([sizes.get(n, n) for n in s["shape"]], s["initial"], s["dtype"]) for s in manifest["states"]
 }

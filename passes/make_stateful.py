@@ -14,7 +14,7 @@ from seqc.errors import UnsupportedModelError
 from seqc.program import Dim, Port, Program, State, module_path, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.streaming.concrete import Concrete
-from seqc.streaming.derivation import PAST, Derivation
+from seqc.streaming.derivation import CAPACITY, Derivation
 from seqc.streaming.states import Slot, layer, names
 from seqc.streaming.time import time_of
 
@@ -57,7 +57,9 @@ def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> Non
     layer_of = {i: n if n is not None else last for i, n in enumerate(layers)}
     states = []
     growing = any(slot.grows is not None for slot in slots)
-    dims = {**{x.symbol: x.name for x in program.dims}, d.past: "past"}
+    taken = {x.name for x in program.dims}
+    capacity = next(n for n in ("capacity", *(f"capacity_{i}" for i in range(2, 9))) if n not in taken)
+    dims = {**{x.symbol: x.name for x in program.dims}, d.capacity: capacity}
     results: Any = d.output.args[0]
     inputs = [_port(p.name, d.inputs[n], dims) for p, n in zip(program.inputs, program.input_nodes, strict=True)]
     outputs = [_port(p.name, n, dims) for p, n in zip(program.outputs, results, strict=True)]
@@ -76,9 +78,9 @@ def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> Non
     program.weights = {n.name: value for n, value in weights.items()}
     program.weight_names = {n: old_names.get(n, n) for n in program.weights}
     program.inputs, program.outputs, program.states = tuple(inputs), tuple(outputs), tuple(states)
-    past = (Dim("past", d.past, PAST, 0),) if growing else ()
+    room = (Dim(capacity, d.capacity, CAPACITY, max=time.max),) if growing else ()
     fixed = d.steps.is_Integer
-    program.dims = (*(x for x in program.dims if not (fixed and x.symbol == time.symbol)), *past)
+    program.dims = (*(x for x in program.dims if not (fixed and x.symbol == time.symbol)), *room)
     d.gm.recompile()
     remove_dead_code(program)
 
@@ -101,7 +103,7 @@ def _port(name: str, node: fx.Node, dims: dict[sympy.Symbol, str]) -> Port:
 def _initial(d: Derivation, slot: Slot) -> torch.Tensor:
     """The state of one stream before its first step."""
     value = slot.placeholder.meta["val"]
-    one, two = ({**{x.symbol: n for x in d.source.dims}, d.past: 0} for n in (1, 2))
+    one, two = ({**{x.symbol: n for x in d.source.dims}, d.capacity: 0} for n in (1, 2))
     shape = [int(_torch.size_expr(s).subs(one)) for s in value.shape]
     if not isinstance(slot.initial, fx.Node):
         return torch.full(shape, slot.initial, dtype=value.dtype)

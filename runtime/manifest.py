@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from seqc.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 STEP_FILE = "step.onnx"
@@ -78,7 +78,8 @@ class State:
     """What a stream keeps between calls: the input that takes it and the output, ``following``, that gives it.
 
     ``initial`` is its value before the first step: of one row, as JSON (see :mod:`seqc.runtime.states`). ``batch_axis`` is the
-    axis of the rows (None: the same for all rows in step), ``grows`` the axis as long as the number of past steps.
+    axis of the rows (None: the same for all rows in step), ``grows`` the axis of its places, one for each step: as many
+    as past and new steps together at least. Those of new steps are written, those behind them never read.
     """
 
     port: Port

@@ -126,12 +126,13 @@ def run_bound(
     inputs: Mapping[str, Array],
     states: Mapping[str, Kept],
     outputs: Sequence[str],
-    kept: Sequence[str],
+    kept: Mapping[str, Kept | None],
 ) -> tuple[list[Array], tuple[Kept, ...]]:
     """Run with checked inputs and with states that stay where the first provider computes.
 
     Returns:
-        The arrays called ``outputs``, and the values called ``kept``, which stay there.
+        The arrays called ``outputs``, and the values called ``kept``, which stay there; those that have a value already are
+        written to it.
 
     Raises:
         ArtifactError: onnxruntime failed inside the model.
@@ -147,15 +148,20 @@ def run_bound(
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
             binding.bind_output(name)
-        for name in kept:
-            binding.bind_output(name, device)
+        for name, place in kept.items():
+            if place is None:
+                binding.bind_output(name, device)
+            else:
+                binding.bind_ortvalue_output(name, place)
         ort_session.run_with_iobinding(binding, options)
         values = binding.get_outputs()
     except MemoryError:
         raise
     except Exception as error:
         raise ArtifactError(f"onnxruntime failed while running the model: {_line(error)}") from error
-    return [v.numpy().copy() for v in values[: len(outputs)]], tuple(values[len(outputs) :])
+    # what comes back of a value that was given does not keep its memory alive
+    following = (given or new for given, new in zip(kept.values(), values[len(outputs) :], strict=True))
+    return [v.numpy().copy() for v in values[: len(outputs)]], tuple(following)
 
 
 def run_session(ort_session: Any, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:

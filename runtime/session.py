@@ -79,7 +79,18 @@ class Session:
     @property
     def counts_steps(self) -> bool:
         """Whether rows that have seen different numbers of steps cannot go through the model together."""
-        return any(s.grows is not None or s.batch_axis is None for s in self.states)
+        return self.grows or any(s.batch_axis is None for s in self.states)
+
+    @property
+    def grows(self) -> bool:
+        """Whether a state has a place for each step."""
+        return any(s.grows is not None for s in self.states)
+
+    @property
+    def most_steps(self) -> int | None:
+        """How many places growing states may have; None: any number."""
+        names = {s.port.shape[s.grows] for s in self.states if s.grows is not None}
+        return min((top for n in names if (top := self.dims[str(n)].max) is not None), default=None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once: a streaming artifact from its first states on.
@@ -97,7 +108,7 @@ class Session:
         arrays = prepare(self.inputs, self.dims, inputs)
         names = [port.name for port in self.outputs]
         rows = self._rows.count(arrays)
-        arrays |= {s.port.name: s.start(rows) for s in self.states}
+        arrays |= {s.port.name: s.start(rows, self._rows.steps(arrays)) for s in self.states}
         return dict(zip(names, run_session(self._ort, names, arrays), strict=True))
 
     def memory(self) -> StateMemory:
@@ -181,12 +192,14 @@ class Session:
     def run_step(
         self, inputs: Mapping[str, Array], states: Sequence[Kept], steps: int
     ) -> tuple[dict[str, Array], tuple[Kept, ...]]:
-        """(outputs, next states) of new steps from ``states`` on."""
+        """(outputs, next states) of new steps from ``states`` on, whose growing ones have places for them."""
         names = [port.name for port in self.outputs]
         given = {s.port.name: value for s, value in zip(self.states, states, strict=True)}
         session = self._step if steps == 1 and self._step is not None else self._ort
-        arrays, kept = run_bound(session, inputs, given, names, [s.following for s in self.states])
-        return dict(zip(names, arrays, strict=True)), kept
+        # a growing state is written in place: what takes it also gives it
+        kept = {s.following: given[s.port.name] if s.grows is not None else None for s in self.states}
+        arrays, following = run_bound(session, inputs, given, names, kept)
+        return dict(zip(names, arrays, strict=True)), following
 
 
 def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> Session:

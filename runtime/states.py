@@ -21,7 +21,8 @@ class StatePort:
     """A state: the input ``port`` that takes it, and ``following``, the output that gives it for the next call.
 
     ``initial`` is its value before the first step, of one row (one stream) along ``batch_axis``; a state without that axis is
-    shared by all rows that are in step. ``grows`` is the axis that is as long as the number of past steps.
+    shared by all rows that are in step. ``grows`` is the axis of a growing state's places, one for each step; ``initial`` has
+    none of these.
     """
 
     port: Port
@@ -30,34 +31,51 @@ class StatePort:
     batch_axis: int | None
     grows: int | None
 
-    def start(self, rows: int) -> Array:
-        """The state of ``rows`` streams before their first step."""
-        return self.initial if self.batch_axis is None else np.repeat(self.initial, rows, self.batch_axis)
+    def start(self, rows: int, places: int = 0) -> Array:
+        """The state of ``rows`` streams before their first step, with room for so many where it grows."""
+        value = self.initial if self.batch_axis is None else np.repeat(self.initial, rows, self.batch_axis)
+        return self._with_room(value, 0, places)
 
-    def fault(self, value: Array, rows: int) -> str:
-        """What is wrong with ``value`` as this state of ``rows`` streams; empty where nothing is."""
-        wanted = self.start(rows)
-        sizes = [
-            a == b or axis == self.grows for axis, (a, b) in enumerate(zip(value.shape, wanted.shape, strict=False))
-        ]
-        if value.dtype == wanted.dtype and value.ndim == wanted.ndim and all(sizes):
+    def _with_room(self, value: Array, taken: int, places: int) -> Array:
+        """A copy with ``places``, of which those taken are filled; ``value`` itself where it does not grow."""
+        if self.grows is None:
+            return value
+        shape = list(value.shape)
+        shape[self.grows] = places
+        result = np.zeros(shape, value.dtype)
+        along = (slice(None),) * self.grows
+        result[(*along, slice(taken))] = value[(*along, slice(taken))]
+        return result
+
+    def moved(self, value: Kept, taken: int, places: int) -> Kept:
+        """The state in a new buffer of so many places, where it grows; what was taken of the old one is copied."""
+        return value if self.grows is None else keep(self._with_room(value.numpy(), taken, places))
+
+    def taken(self, value: Kept, taken: int) -> Array:
+        """A copy of what is filled of the state."""
+        return self._with_room(value.numpy(), taken, taken)
+
+    def fault(self, value: Array, rows: int, steps: int) -> str:
+        """What is wrong with ``value`` as this state of ``rows`` streams after ``steps``; empty where nothing is."""
+        wanted = self.start(rows, steps)
+        if value.dtype == wanted.dtype and value.shape == wanted.shape:
             return ""
         expected = f"{self.port.dtype}{spell(self.port.shape)}"
         return f"state {self.port.name!r} of {rows} rows must be {expected}, got {value.dtype}{spell(value.shape)}"
 
-    def take(self, value: Kept, rows: list[int]) -> Kept:
-        """The state of some of the streams of ``value``."""
+    def take(self, value: Kept, rows: list[int], taken: int) -> Kept:
+        """The state of some of the streams of ``value``, with as many places as are taken."""
         if self.batch_axis is None:
-            return value
+            return self.moved(value, taken, taken)
         width = self.initial.shape[self.batch_axis]
         index = [row * width + i for row in rows for i in range(width)]
-        return keep(np.take(value.numpy(), index, self.batch_axis))
+        return keep(np.take(self.taken(value, taken), index, self.batch_axis))
 
-    def join(self, values: list[Kept]) -> Kept:
-        """The state of the streams of all ``values``, in this order."""
-        if self.batch_axis is None or len(values) == 1:
-            return values[0]
-        return keep(np.concatenate([value.numpy() for value in values], self.batch_axis))
+    def join(self, values: list[Kept], taken: int) -> Kept:
+        """The state of the streams of all ``values``, in this order, with as many places as are taken."""
+        if self.batch_axis is None:
+            return self.moved(values[0], taken, taken)
+        return keep(np.concatenate([self.taken(value, taken) for value in values], self.batch_axis))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from seqc.errors import ArtifactError
 from seqc.runtime import saved
 from seqc.runtime.inputs import Array
 from seqc.runtime.ort import Kept, keep
+from seqc.runtime.room import Room, places
 
 if TYPE_CHECKING:
     from seqc.runtime.session import Session
@@ -25,12 +26,18 @@ class Group:
     """Rows that go through the model together: where it counts steps, all of them have seen equally many.
 
     ``positions`` has the steps that each row has seen, ``states`` one value per state of the artifact, whose rows are in the
-    order of ``rows``. They are never written to.
+    order of ``rows``. They are never written to, but for places of ``room`` in growing states that were claimed there.
     """
 
     rows: tuple[int, ...]
     positions: tuple[int, ...]
     states: tuple[Kept, ...]
+    room: Room
+
+    @property
+    def position(self) -> int:
+        """The steps that the rows have seen where the model counts these."""
+        return self.positions[0]
 
 
 class Stream:
@@ -77,7 +84,8 @@ class Stream:
         for group in self._groups:
             moving = [row for row in group.rows if row in place]
             groups += self._part(group, [row for row in group.rows if row not in place])
-            for part in self._part(group, moving):
+            for given_part in self._part(group, moving):
+                part = self._with_room(given_part, steps)
                 at = [place[row] for row in part.rows]
                 given = self._session.rows_of_inputs(arrays, at, len(asked))
                 outputs, states = self._session.run_step(given, part.states, steps)
@@ -120,7 +128,7 @@ class Stream:
         self._groups = checkpoint._groups
 
     def memory(self) -> int:
-        """Bytes of all states."""
+        """Bytes of all states, with the room that growing ones have for more steps."""
         return sum(value.tensor_size_in_bytes() for group in self._groups for value in group.states)
 
     def save(self, path: str | Path) -> None:
@@ -131,7 +139,11 @@ class Stream:
             "batch_size": self._size,
             "groups": [{"rows": list(g.rows), "positions": list(g.positions)} for g in self._groups],
         }
-        arrays = {f"{i}.{j}": v.numpy() for i, g in enumerate(self._groups) for j, v in enumerate(g.states)}
+        arrays = {
+            f"{i}.{j}": state.taken(value, g.position)
+            for i, g in enumerate(self._groups)
+            for j, (state, value) in enumerate(zip(self._session.states, g.states, strict=True))
+        }
         saved.write(Path(path), header, arrays)
 
     def load(self, path: str | Path) -> None:
@@ -147,7 +159,12 @@ class Stream:
                 raise ArtifactError(f"{path} is the state of {header['batch_size']} rows, this stream has {self._size}")
             count = len(self._session.states)
             groups = tuple(
-                Group(tuple(g["rows"]), tuple(g["positions"]), tuple(keep(arrays[f"{i}.{j}"]) for j in range(count)))
+                Group(
+                    tuple(g["rows"]),
+                    tuple(g["positions"]),
+                    tuple(keep(arrays[f"{i}.{j}"]) for j in range(count)),
+                    Room(0, 0),
+                )
                 for i, g in enumerate(header["groups"])
             )
         except KeyError as error:
@@ -167,12 +184,26 @@ class Stream:
             if len(seen) != len(group.rows) or any(type(n) is not int or n < 0 for n in seen):
                 raise ArtifactError(f"{path} is no saved state: rows {list(group.rows)} are at steps {list(seen)}")
             for state, value in zip(self._session.states, group.states, strict=True):
-                fault = state.fault(value.numpy(), len(group.rows))
+                fault = state.fault(value.numpy(), len(group.rows), group.position)
                 if fault:
                     raise ArtifactError(f"{path}: {fault}")
 
     def _fresh(self, rows: tuple[int, ...]) -> Group:
-        return Group(rows, (0,) * len(rows), tuple(keep(state.start(len(rows))) for state in self._session.states))
+        states = tuple(keep(state.start(len(rows))) for state in self._session.states)
+        return Group(rows, (0,) * len(rows), states, Room(0, 0))
+
+    def _with_room(self, group: Group, steps: int) -> Group:
+        """``group`` with places for its next steps that no other stream has."""
+        if not self._session.grows or group.room.claim(group.position, steps):
+            return group
+        seen = group.position + steps
+        most = self._session.most_steps
+        if most is not None and seen > most:
+            raise ArtifactError(f"the model takes {most} steps in all at most, and these would be {seen}")
+        count = places(seen) if most is None else min(places(seen), most)
+        states = zip(self._session.states, group.states, strict=True)
+        moved = tuple(state.moved(value, group.position, count) for state, value in states)
+        return replace(group, states=moved, room=Room(count, seen))
 
     def _part(self, group: Group, rows: list[int]) -> list[Group]:
         """The group of some of its rows: one, or none where there are none."""
@@ -182,21 +213,26 @@ class Stream:
 
     def _taken(self, group: Group, at: list[int], rows: Iterable[int]) -> Group:
         """What ``group`` has ``at`` these places, as the group of ``rows``."""
+        if at == list(range(len(group.rows))):
+            return replace(group, rows=tuple(rows))
         states = zip(self._session.states, group.states, strict=True)
-        values = tuple(state.take(value, at) for state, value in states)
-        return Group(tuple(rows), tuple(group.positions[i] for i in at), values)
+        values = tuple(state.take(value, at, group.position) for state, value in states)
+        return Group(tuple(rows), tuple(group.positions[i] for i in at), values, Room(0, 0))
 
     def _joined(self, groups: list[Group]) -> tuple[Group, ...]:
         """Rows that are in step go together. Where no state depends on the number of steps, all are."""
         together: dict[int, list[Group]] = {}
         for group in groups:
-            together.setdefault(group.positions[0] if self._session.counts_steps else 0, []).append(group)
+            together.setdefault(group.position if self._session.counts_steps else 0, []).append(group)
         found = []
         for members in together.values():
+            if len(members) == 1:
+                found += members
+                continue
             rows = tuple(row for m in members for row in m.rows)
             states = zip(self._session.states, *(m.states for m in members), strict=True)
-            joined = tuple(state.join(values) for state, *values in states)
-            found.append(Group(rows, tuple(n for m in members for n in m.positions), joined))
+            joined = tuple(state.join(values, members[0].position) for state, *values in states)
+            found.append(Group(rows, tuple(n for m in members for n in m.positions), joined, Room(0, 0)))
         return tuple(found)
 
     def _checked(self, rows: Iterable[int], repeated: bool = False) -> list[int]:

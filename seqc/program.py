@@ -45,7 +45,8 @@ class State:
 
     ``initial``  its value before the first step, of one stream (one row at ``batch_axis``)
     ``batch_axis``  the axis of the independent streams; None where the state is the same for all streams that are in step
-    ``grows``  the axis along which it is as long as the number of past steps; None where its size is constant
+    ``grows``  the axis of its places, one for each step: at least as many as past and new steps together. The new steps are
+    written at their positions; what the places behind them hold is never read. None where its size is constant
     """
 
     name: str

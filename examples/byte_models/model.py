@@ -87,7 +87,9 @@ class Mamba(nn.Module):
         y = self.scan(x, F.softplus(self.step_size(rank)), -self.log_decay.exp(), b, c) + self.skip * x
         return self.out(y * F.silu(gate))
 
-    def scan(self, x: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def scan(
+        self, x: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor
+    ) -> torch.Tensor:
         """Inputs and step sizes [batch, sequence, inner], decay [inner, state], b and c [batch, sequence, state]."""
         h = x.new_zeros(x.shape[0], x.shape[2], self.state)
         outputs = []

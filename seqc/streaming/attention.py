@@ -28,12 +28,15 @@ def kept(d: Derivation, node: fx.Node, demand: Demand, axis: int) -> Plan:
         raise refuse(node, "everything is read of an axis that is not the sequence alone")
     exprs = [_torch.size_expr(s) for s in value.shape]
     recent = isinstance(mode, Recent)
-    exprs[axis] = sympy.Integer(mode.count) if isinstance(mode, Recent) else d.past
+    exprs[axis] = sympy.Integer(mode.count) if isinstance(mode, Recent) else d.capacity
     slot = d.slot(d.role(node), node, exprs, value.dtype, 0.0, grows=None if recent else axis)
 
     def write(new: fx.Node) -> fx.Node:
+        if not isinstance(mode, Recent):
+            slot.following = d.emit(aten.scatter.src, slot.placeholder, axis, d.places(new, axis), new)
+            return slot.following
         line = d.emit(aten.cat.default, [slot.placeholder, new], axis)
-        slot.following = d.emit(aten.slice.Tensor, line, axis, -mode.count, END) if isinstance(mode, Recent) else line
+        slot.following = d.emit(aten.slice.Tensor, line, axis, -mode.count, END)
         return line
 
     return Plan(((node, Demand(tuple(NEW if m is not None else None for m in demand.modes))),), write)
@@ -58,7 +61,7 @@ def whole(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     d.roles.setdefault(value, "value")
 
     def write(q: fx.Node, k: fx.Node, v: fx.Node, *given: fx.Node) -> fx.Node:
-        allowed = steps_only(d, given[0], -1, read, -math.inf) if given else _before(d)
+        allowed = steps_only(d, given[0], -1, read, -math.inf, causal=True) if given else _before(d)
         return d.emit(
             node.target, q, k, v, allowed, arg["dropout_p"], False, scale=arg["scale"], enable_gqa=arg["enable_gqa"]
         )
@@ -72,16 +75,27 @@ def read_by(d: Derivation, node: fx.Node, excludes: Callable[[Any], bool]) -> Ev
     return ALL if window is None else Recent(window - 1)
 
 
-def steps_only(d: Derivation, node: fx.Node, axis: int, read: Mode, nothing: float) -> fx.Node:
-    """``node`` with ``nothing`` (False in a mask) at places in front of the first step."""
-    if not isinstance(read, Recent):
+def steps_only(d: Derivation, node: fx.Node, axis: int, read: Mode, nothing: float, causal: bool) -> fx.Node:
+    """``node`` with ``nothing`` (False in a mask) at places that are no steps: in front of the first, or behind the newest.
+
+    ``causal``: it has that already where a step reads later ones, as places behind the newest are.
+    """
+    if not isinstance(read, (Recent, Everything)) or (causal and isinstance(read, Everything)):
         return node
     value = node.meta["val"]
+    if math.isinf(nothing) and not value.dtype.is_floating_point and value.dtype != torch.bool:
+        nothing = extreme(value.dtype, nothing)
     shape = [-1 if a == axis % value.dim() else 1 for a in range(value.dim())]
     steps = d.emit(aten.reshape.default, d.are_steps(read), shape)
     if value.dtype == torch.bool:
         return d.emit(aten.logical_and.default, node, steps)
     return d.emit(aten.where.self, steps, node, d.emit(aten.full.default, [], nothing, dtype=value.dtype))
+
+
+def extreme(dtype: torch.dtype, infinity: float) -> int:
+    """The least or the largest integer, for one of the infinities."""
+    bounds = torch.iinfo(dtype)
+    return bounds.min if infinity < 0 else bounds.max
 
 
 def _along(node: fx.Node, axis: int, mode: Mode) -> Demand:
@@ -111,11 +125,12 @@ def softmax(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     read = demand.modes[axis]
     if not isinstance(read, (Everything, Recent)):
         raise refuse(node, "a softmax over the sequence reads later steps", _LATER)
-    if any(isinstance(m, Window) for m in demand.modes) and not is_nothing(beyond(d, source)):
+    per_step = any(isinstance(m, Window) for m in demand.modes)
+    if per_step and not is_nothing(beyond(d, source)):
         raise refuse(node, "each step attends to later ones", _LATER)
 
     def write(new: fx.Node) -> fx.Node:
-        scores = steps_only(d, new, axis, read, -math.inf)
+        scores = steps_only(d, new, axis, read, -math.inf, per_step)
         return d.emit(node.target, scores, *node.args[1:], **node.kwargs)
 
     return Plan(((source, demand),), write)
@@ -142,10 +157,10 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         return found
 
     left, right = modes(a, -2, -1), modes(b, -1, -2)
+    per_step = any(isinstance(m, Window) for m in (*left[:-1], right[-1]))
     if left[-1] is not None or right[-2] is not None:
         if left[-1] is None or right[-2] is None:
             raise refuse(node, "a product with one number for each step of the sequence")
-        per_step = any(isinstance(m, Window) for m in (*left[:-1], right[-1]))
         if per_step and not (isinstance(left[-2], Window) and beyond(d, a) == 0):
             raise refuse(node, "each step reads later ones", _LATER)
         if not per_step and not demand.at_end:
@@ -156,7 +171,7 @@ def product(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     needs = ((a, Demand(tuple(left))), (b, Demand(tuple(right))))
 
     def write(x: fx.Node, y: fx.Node) -> fx.Node:
-        weights = x if left[-1] is None or _of_softmax(a) else steps_only(d, x, -1, read, 0.0)
+        weights = x if left[-1] is None or _of_softmax(a) else steps_only(d, x, -1, read, 0.0, per_step)
         return d.emit(node.target, weights, y)
 
     return Plan(needs, write)
@@ -186,11 +201,13 @@ def einsum(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(node, "it sums over several axes of the sequence")
     read: Mode = ALL
     rules_out: fx.Node | None = None
+    per_step = False
     for letter in contracted:
         weights = [n for n, own in zip(operands, over, strict=True) if letter in own and len(own) == 2]
         ordered = [n for n in weights if given[operands.index(n)].index(letter) == d.axes(n)[1]]
         rules_out = next((n for n in ordered if is_zero(beyond(d, n))), None)
-        if any(isinstance(modes[x], Window) for own in over for x in own if x in modes):
+        per_step = any(isinstance(modes[x], Window) for own in over for x in own if x in modes)
+        if per_step:
             if rules_out is None:
                 raise refuse(node, "each step reads later ones", _LATER)
         elif not demand.at_end:
@@ -209,9 +226,14 @@ def einsum(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
 
     def write(*new: fx.Node) -> fx.Node:
         factors = list(new)
-        if rules_out is not None and not _of_softmax(rules_out):
-            at = operands.index(rules_out)
-            factors[at] = steps_only(d, factors[at], d.axes(rules_out)[1], read, 0.0)
+        for letter in contracted:
+            at = (
+                next(i for i, own in enumerate(over) if letter in own)
+                if rules_out is None
+                else operands.index(rules_out)
+            )
+            if not _of_softmax(operands[at]):
+                factors[at] = steps_only(d, factors[at], given[at].index(letter), read, 0.0, per_step)
         return d.emit(node.target, equation, factors)
 
     return Plan(needs, write)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqc.program import Program
+from seqc.program import Program, State
 from seqc.runtime import Session
 from seqc.runtime.pieces import in_pieces, length
 from seqc.runtime.states import to_json
@@ -33,14 +33,24 @@ def in_chunks(session: Session, seed: int = 0) -> Callable[[Arrays], Arrays]:
 
 
 def first_states(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The states before the first step, for as many rows as ``inputs`` have."""
+    """The states before the first step, for as many rows and steps as ``inputs`` have."""
     steps = time_of(program).name
-    rows = 1
+    rows = places = 1
     for port in program.given_inputs:
         for axis, size in enumerate(port.shape):
-            if isinstance(size, str) and size != steps:
+            if size == steps:
+                places = inputs[port.name].shape[axis]
+            elif isinstance(size, str):
                 rows = inputs[port.name].shape[axis]
-    return [s.initial if s.batch_axis is None else torch.cat([s.initial] * rows, s.batch_axis) for s in program.states]
+    return [first_state(state, rows, places) for state in program.states]
+
+
+def first_state(state: State, rows: int, places: int) -> torch.Tensor:
+    """A state before the first step, of ``rows`` streams and with so many places where it grows."""
+    value = state.initial if state.batch_axis is None else torch.cat([state.initial] * rows, state.batch_axis)
+    if state.grows is None:
+        return value
+    return value.new_zeros([places if a == state.grows else n for a, n in enumerate(value.shape)])
 
 
 def states_json(program: Program) -> list[dict[str, Any]]:

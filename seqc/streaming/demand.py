@@ -1,4 +1,4 @@
-"""Which part of a value of the whole sequence is wanted when ``steps`` new steps have come after ``past`` earlier ones."""
+"""Which part of a value of the whole sequence is wanted when ``steps`` new steps have come after earlier ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seqc.program import place_of, source_line
 
 @dataclass(frozen=True)
 class Window:
-    """Along an axis over time: the elements from ``past + start`` up to (not including) ``past + steps + stop``.
+    """Along an axis over time: the elements from ``start`` behind the first new step up to ``stop`` behind the end of the last.
 
     Elements in front of the first step are ``fill``: a number, or a node whose values do not vary from stream to stream.
     """
@@ -30,7 +30,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Everything:
-    """Along an axis over time: all elements up to the newest."""
+    """Along an axis over time: all elements up to the newest, in a buffer of ``capacity`` places.
+
+    Places behind the newest element hold any finite number, as if they were later steps; what reads them rules them out.
+    """
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ aten = torch.ops.aten
 
 END = 2**63 - 1
 
-PAST = 13
-"""The number of past steps while shapes are computed: any number that no other size has."""
+CAPACITY = 13
+"""The number of places of growing states while shapes are computed: any number that no other size has."""
 
 
 class Derivation:
@@ -46,7 +46,7 @@ class Derivation:
         self.source, self.time = source, time.symbol
         simplify(source, self.time)
         self.steps: Any = time.symbol if steps is None else sympy.Integer(steps)
-        self.past = _torch.new_symbol(source.fake_mode, "past", hint=PAST)
+        self.capacity = _torch.new_symbol(source.fake_mode, "capacity", hint=CAPACITY)
         self.gm = fx.GraphModule({}, fx.Graph())
         self.emit = Emitter(self.gm, source.fake_mode)
         self.output = self.gm.graph.output(())
@@ -184,17 +184,13 @@ class Derivation:
                     return self.emit(aten.sym_size.int, node, axis)
         raise KeyError(symbol)
 
-    def total(self) -> Any:
-        """The size of everything so far."""
-        return self.past + self.steps
-
     def expected(self, size: Any, mode: Mode) -> Any:
         """What becomes of ``size``, along an axis of the source, where ``mode`` of it is wanted: an expression."""
         expr = _torch.size_expr(size)
         if mode is None:
             return expr
         if isinstance(mode, Everything):
-            return expr.subs(self.time, self.total())
+            return expr.subs(self.time, self.capacity)
         if isinstance(mode, Recent):
             return expr.subs(self.time, self.steps + mode.count)
         if sympy.expand(expr - self.time).is_number:
@@ -212,7 +208,7 @@ class Derivation:
 
     def fake(self, exprs: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         """A fake tensor of a shape given as expressions."""
-        hints = {**{d.symbol: d.traced for d in self.source.dims}, self.past: PAST}
+        hints = {**{d.symbol: d.traced for d in self.source.dims}, self.capacity: CAPACITY}
         env = self.source.fake_mode.shape_env
         sizes = [
             _torch.symint(env, e, int(e.subs(hints))) if not e.is_Integer else int(e) for e in map(sympy.sympify, exprs)
@@ -268,7 +264,7 @@ class Derivation:
         """The positions of the elements of ``mode``, int64 [n]; 0 for places in front of the first step."""
         if mode not in self._shared:
             if isinstance(mode, Everything):
-                self._shared[mode] = self.emit(aten.arange.default, self.size(self.total()))
+                self._shared[mode] = self.emit(aten.arange.default, self.size(self.capacity))
             elif isinstance(mode, Recent):
                 self._shared[mode] = self.emit(aten.clamp.default, self._recent(mode), 0)
             else:
@@ -278,11 +274,29 @@ class Derivation:
         found: fx.Node = self._shared[mode]
         return found
 
-    def are_steps(self, mode: Recent) -> fx.Node:
-        """bool [n]: which elements of ``mode`` are steps, not places in front of the first."""
-        if ("are steps", mode) not in self._shared:
-            self._shared["are steps", mode] = self.emit(aten.ge.Scalar, self._recent(mode), 0)
-        found: fx.Node = self._shared["are steps", mode]
+    def are_steps(self, mode: Recent | Everything) -> fx.Node:
+        """bool [n]: which elements of ``mode`` are steps, not places in front of the first or behind the newest."""
+
+        def write() -> fx.Node:
+            if isinstance(mode, Recent):
+                return self.emit(aten.ge.Scalar, self._recent(mode), 0)
+            seen = self.emit(aten.add.Tensor, self.position(), self.size(self.steps))
+            return self.emit(aten.lt.Tensor, self.positions(mode), seen)
+
+        found: fx.Node = self.shared(("are steps", mode), write)
+        return found
+
+    def places(self, new: fx.Node, axis: int) -> fx.Node:
+        """The position of each element of ``new``, whose axis is over the new steps: int64 of the shape of ``new``."""
+        exprs = tuple(_torch.size_expr(s) for s in new.meta["val"].shape)
+
+        def write() -> fx.Node:
+            along = self.emit(
+                aten.reshape.default, self.positions(NEW), [-1 if a == axis else 1 for a in range(len(exprs))]
+            )
+            return self.emit(aten.expand.default, along, [self.size(e) for e in exprs])
+
+        found: fx.Node = self.shared(("places", exprs, axis), write)
         return found
 
     def _recent(self, mode: Recent) -> fx.Node:

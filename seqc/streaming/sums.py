@@ -12,7 +12,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.program import named_args
-from seqc.streaming.attention import read_by, steps_only
+from seqc.streaming.attention import extreme, read_by, steps_only
 from seqc.streaming.causal import beyond, is_nothing, is_zero
 from seqc.streaming.demand import ALL, Demand, Mode, Plan, Window, refuse
 from seqc.streaming.derivation import END, Derivation, first
@@ -28,11 +28,18 @@ _RUNNING: dict[Any, tuple[Any, float]] = {
     aten.cummin.default: (aten.minimum.default, math.inf),
 }
 
+
+def _never(value: float | bool | None) -> bool:
+    return False
+
+
 _LETS_NOTHING_THROUGH: dict[Any, tuple[Callable[[float | bool | None], bool], float]] = {
     aten.sum.dim_IntList: (is_zero, 0.0),
     aten.amax.default: (is_nothing, -math.inf),
     aten.max.dim: (is_nothing, -math.inf),
     aten.logsumexp.default: (is_nothing, -math.inf),
+    aten.amin.default: (_never, math.inf),
+    aten.mean.dim: (_never, 0.0),
 }
 """Of a reduction: whether elements of a value count for nothing in it, and such a value."""
 
@@ -52,8 +59,7 @@ def running(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if several and any(user.args[1] != 0 for user in node.users):
         raise refuse(node, "the place of a running maximum is read")
     if math.isinf(initial) and not value.dtype.is_floating_point:
-        bounds = torch.iinfo(value.dtype)
-        initial = bounds.min if initial < 0 else bounds.max
+        initial = extreme(value.dtype, initial)
     exprs = [_torch.size_expr(s) if a != axis else _torch.size_expr(1) for a, s in enumerate(value.shape)]
     if node.target is aten.cumsum.default and value.dtype.is_floating_point:
         return running_sum(d, node, axis)
@@ -86,7 +92,7 @@ def reduction(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     for at, axis in enumerate(results):
         if axis in kept and modes[axis] is not None:
             modes[axis] = demand.modes[at]
-    counts_not, nothing = _LETS_NOTHING_THROUGH.get(node.target, (_never, 0.0))
+    counts_not, nothing = _LETS_NOTHING_THROUGH[node.target]
     read: Mode = ALL
     if len(d.axes(source)) == 2 and len(summed) == 1:
         read = read_by(d, source, counts_not)
@@ -99,13 +105,20 @@ def reduction(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(node, "it is known at the end of the sequence only, but is needed at each step of it")
 
     def write(new: fx.Node) -> Any:
-        seen = steps_only(d, new, summed[0], read, nothing)
+        seen = new
+        for axis in summed:
+            seen = steps_only(d, seen, axis, read, nothing, per_step)
         if several:
             return (d.emit(aten.amax.default, seen, dims, arg["keepdim"]),)
-        return d.emit(node.target, seen, *node.args[1:], **node.kwargs)
+        result = d.emit(node.target, seen, *node.args[1:], **node.kwargs)
+        return result if node.target is not aten.mean.dim else _of_steps(d, result, len(summed))
 
     return Plan(((source, Demand(tuple(modes))),), write)
 
 
-def _never(value: float | bool | None) -> bool:
-    return False
+def _of_steps(d: Derivation, mean: fx.Node, times: int) -> fx.Node:
+    """The mean of steps, of one over all places of a buffer in which the others are 0."""
+    share = d.emit(aten.mean.dim, d.emit(aten._to_copy.default, d.are_steps(ALL), dtype=torch.float32), [0])
+    for _ in range(times):
+        mean = d.emit(aten.div.Tensor, mean, share)
+    return mean

@@ -7,6 +7,7 @@ import random
 import torch
 
 from seqc.program import Program
+from seqc.streaming.chunks import first_state
 
 
 def in_pieces(
@@ -17,8 +18,9 @@ def in_pieces(
     Inputs and outputs have the batch at axis 0 and the sequence at axis 1; outputs without it are those of the last piece.
     """
     rows, length = next(iter(inputs.values())).shape[:2]
+    # what is in places that were not written must not matter
     states = [
-        s.initial if s.batch_axis is None else torch.cat([s.initial] * rows, s.batch_axis) for s in program.states
+        first_state(s, rows, length) if s.grows is None else first_state(s, rows, length) + 7 for s in program.states
     ]
     generator = random.Random(seed)
     pieces: list[tuple[torch.Tensor, ...]] = []

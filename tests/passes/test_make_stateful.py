@@ -146,12 +146,16 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
             .reshape(x.shape)
         ),
         list,
-        ["past_key_values.0.key[batch, 2, past, 2]", "past_key_values.0.value[batch, 2, past, 2]", "past_position[]"],
+        [
+            "past_key_values.0.key[batch, 2, capacity, 2]",
+            "past_key_values.0.value[batch, 2, capacity, 2]",
+            "past_position[]",
+        ],
     ),
     "scaled_dot_product_attention, mask": (
         lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, attn_mask=lower(x.shape[1])),
         list,
-        ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
+        ["past_key_values.0.key[batch, capacity, 4]", "past_key_values.0.value[batch, capacity, 4]", "past_position[]"],
     ),
     "scaled_dot_product_attention, window": (
         lambda x: F.scaled_dot_product_attention(
@@ -166,12 +170,12 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
     "softmax of masked scores": (
         lambda x: scores(x).masked_fill(~lower(x.shape[1]), float("-inf")).softmax(-1) @ (x + 1),
         list,
-        ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
+        ["past_key_values.0.key[batch, capacity, 4]", "past_key_values.0.value[batch, capacity, 4]", "past_position[]"],
     ),
     "mask added to scores": (
         lambda x: (scores(x) + torch.full((x.shape[1], x.shape[1]), -1e38).triu(1)).softmax(-1) @ (x + 1),
         list,
-        ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
+        ["past_key_values.0.key[batch, capacity, 4]", "past_key_values.0.value[batch, capacity, 4]", "past_position[]"],
     ),
     "bias by relative positions": (
         lambda x, f: (
@@ -181,15 +185,19 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
             @ (x + 1)
         ),
         lambda: [nn.Embedding(8, 1)],
-        ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
+        ["past_key_values.0.key[batch, capacity, 4]", "past_key_values.0.value[batch, capacity, 4]", "past_position[]"],
     ),
     "masked scores without a softmax": (
         lambda x: scores(x).tril() @ (x + 1),
         list,
-        ["past_key_values.0.key[batch, past, 4]", "past_key_values.0.value[batch, past, 4]", "past_position[]"],
+        ["past_key_values.0.key[batch, capacity, 4]", "past_key_values.0.value[batch, capacity, 4]", "past_position[]"],
     ),
     "last step": (lambda x, f: f(x)[:, -1], lambda: [nn.Linear(D, D)], []),
-    "mean over all steps": (lambda x: x.mean(1), list, ["past_key_values.0.cache[batch, past, 4]"]),
+    "mean over all steps": (
+        lambda x: x.mean(1),
+        list,
+        ["past_key_values.0.cache[batch, capacity, 4]", "past_position[]"],
+    ),
 }
 
 

@@ -131,7 +131,7 @@ def test_a_window_is_what_is_kept(name: str) -> None:
 @pytest.mark.parametrize("name", NO_WINDOWS)
 def test_what_is_no_window_is_kept_whole(name: str) -> None:
     program = derived(NO_WINDOWS[name])
-    assert lengths(program) == {"past"}
+    assert lengths(program) == {"capacity"}
     check(NO_WINDOWS[name], program)
 
 
@@ -141,7 +141,7 @@ def test_a_layer_of_a_window_and_one_of_everything_keep_what_they_read() -> None
         return x + whole(x, back(x) >= 0)
 
     program = derived(function)
-    assert lengths(program) == {WINDOW - 1, "past"}
+    assert lengths(program) == {WINDOW - 1, "capacity"}
     check(function, program)
 
 

@@ -85,7 +85,7 @@ def artifact(tmp_path: Path) -> Path:
         for path in directory.iterdir()
     }
     manifest = {
-        "format_version": 1,
+        "format_version": 2,
         "source": {"kind": "weights", "module": "climodels.Doubled"},
         "target": "onnx",
         "opset": 18,

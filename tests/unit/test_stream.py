@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import seqc
 from seqc.cli.main import run
 from seqc.errors import ArtifactError
 from seqc.runtime import Session, load
+from seqc.runtime.room import places
+from seqc.runtime.stream import Stream
 
 D = 4
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -72,8 +75,8 @@ def test_the_manifest_names_the_states(session: Session) -> None:
     assert [(s.port.name, s.following, s.port.shape) for s in session.manifest.states] == [
         ("past_key_values.0.conv_state", "present.0.conv_state", ("batch", 4, 2)),
         ("past_key_values.0.recurrent_state", "present.0.recurrent_state", (1, "batch", 4)),
-        ("past_key_values.0.value", "present.0.value", ("batch", "past", 4)),
-        ("past_key_values.0.key", "present.0.key", ("batch", "past", 4)),
+        ("past_key_values.0.value", "present.0.value", ("batch", "capacity", 4)),
+        ("past_key_values.0.key", "present.0.key", ("batch", "capacity", 4)),
         ("past_position", "present_position", ()),
     ]
 
@@ -147,7 +150,7 @@ def test_a_saved_state_is_gone_on_from(model: nn.Module, session: Session, artif
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
     again = load(artifact).stream(2)
     again.load(tmp_path / "state")
-    assert again.positions == (5, 5) and again.memory() == stream.memory()
+    assert again.positions == (5, 5)
     close(again.step({"x": x[:, 5:]})["output"], whole(model, x)[:, 5:])
 
 
@@ -210,7 +213,50 @@ def test_memory_is_told_before_a_stream_is_made(session: Session) -> None:
     assert (memory.fixed, memory.per_step) == (4 * (8 + 4) + 8, 4 * 8)
     stream.step({"x": given(2, 5)})
     shared_position = 8
-    assert stream.memory() == memory.total(rows=2, steps=5) - shared_position
+    assert stream.memory() == memory.total(rows=2, steps=places(5)) - shared_position
+
+
+def caches(stream: Stream) -> list[int]:
+    """Where the growing states are in memory."""
+    (group,) = stream._groups
+    kept = zip(stream._session.states, group.states, strict=True)
+    return [value.numpy().__array_interface__["data"][0] for state, value in kept if state.grows is not None]
+
+
+def test_growing_states_are_written_in_place(session: Session, model: nn.Module) -> None:
+    x, stream = given(1, 80), session.stream()
+    out, buffers = [], [caches(stream)]
+    for i in range(80):
+        out.append(stream.step({"x": x[:, i : i + 1]})["output"])
+        buffers.append(caches(stream))
+    close(np.concatenate(out, 1), whole(model, x))
+    changes = [i for i, (a, b) in enumerate(itertools.pairwise(buffers)) if a != b]
+    assert changes == [0, 33, 66]  # room for 33, 66 and 99 steps
+
+
+def test_forks_share_what_is_filled_until_both_go_on(session: Session, model: nn.Module) -> None:
+    x, y = given(1, 9), given(1, 9, seed=2)
+    stream = session.stream()
+    stream.step({"x": x[:, :5]})
+    fork, checkpoint = stream.fork(), stream.fork()
+    assert caches(fork) == caches(stream)
+    close(stream.step({"x": x[:, 5:]})["output"], whole(model, x)[:, 5:])
+    both = np.concatenate([x[:, :5], y[:, 5:]], 1)
+    close(fork.step({"x": y[:, 5:]})["output"], whole(model, both)[:, 5:])
+    assert caches(fork) != caches(stream) == caches(checkpoint)
+    stream.rewind(checkpoint)
+    close(stream.step({"x": y[:, 5:]})["output"], whole(model, both)[:, 5:])
+
+
+def test_no_number_behind_the_position_is_read(session: Session, model: nn.Module) -> None:
+    x, stream = given(1, 9), session.stream()
+    stream.step({"x": x[:, :5]})
+    before = stream.fork()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(stream.step({"x": np.full_like(x, np.nan)})["output"]).all()
+    for again in (before.fork(), before.fork([0, 0])):
+        rows = np.repeat(x[:, 5:], again.batch_size, 0)
+        close(again.step({"x": rows})["output"][:1], whole(model, x)[:, 5:])
 
 
 def test_the_command_line_streams_and_goes_on_from_a_saved_state(
