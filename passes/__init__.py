@@ -17,6 +17,7 @@ from seqc.passes.sink_readouts import SinkReadouts
 from seqc.passes.split_complex import SplitComplex
 from seqc.passes.split_projections import SplitProjections
 from seqc.passes.split_recurrence import SplitRecurrence
+from seqc.passes.widen_states import WidenStates
 from seqc.rewrite import Pass
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "SplitComplex",
     "SplitProjections",
     "SplitRecurrence",
+    "WidenStates",
     "register",
 ]
 

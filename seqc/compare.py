@@ -14,6 +14,15 @@ Array = np.ndarray[Any, Any]
 DEFAULT_TOLERANCE = 1e-4
 """Largest accepted error relative to an output's scale."""
 
+# Four units in the last place of types that cannot hold that.
+_NARROW = {"float16": 2.0**-8, "bfloat16": 2.0**-5}
+
+
+def default_tolerance(dtype: str) -> float:
+    """The largest accepted error of an output of that type, relative to its scale."""
+    return _NARROW.get(dtype, DEFAULT_TOLERANCE)
+
+
 # The scale of an output that is zero everywhere: any difference from it that matters is then a large error.
 _TINY = float(np.finfo(np.float32).tiny)
 # Elements compared at a time, so that the float64 copies of a large output stay small.

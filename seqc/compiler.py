@@ -21,6 +21,7 @@ import seqc
 from seqc import _torch
 from seqc.artifact import write_artifact
 from seqc.check import CheckReport, check, first_divergence, to_numpy
+from seqc.compare import default_tolerance
 from seqc.errors import UsageError, VerificationError
 from seqc.exact import in_float64
 from seqc.frontend.outputs import keep_tensors
@@ -31,7 +32,7 @@ from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
 from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
-from seqc.passes import BY_NAME, DEFAULT, FoldConstants, MakeStateful, Sink
+from seqc.passes import BY_NAME, DEFAULT, FoldConstants, MakeStateful, Sink, WidenStates
 from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
@@ -138,7 +139,7 @@ def compile(
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
     steps = [*before, Lower(goal, forced, opset=version, settings=settings), *again]
     if stateful:
-        steps = [MakeStateful(), *steps]
+        steps = [WidenStates(), MakeStateful(), *steps]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     training = module.training
     if training:
@@ -189,21 +190,22 @@ def _compile(
         "peak_activations": memory,
         "check": None,
     }
-    manifest = _manifest(module, program, goal.name, opset, records, memory, options["tolerance"])
+    tolerance = _tolerances(program, options["tolerance"])
+    manifest = _manifest(module, program, goal.name, opset, records, memory, tolerance)
     compiled = Compiled(program, model, manifest, report, step_model)
     if checked:
         start = time.perf_counter()
         source = source_function(module, program, signature.positional)
         exact = in_float64(module, lambda wide: source_function(wide, program, signature.positional))
-        result = run_check(source, compiled.run, signature, program, options["tolerance"], exact)
+        result = run_check(source, compiled.run, signature, program, tolerance, exact)
         report["check"] = result.to_json()
         if result.ok and program.states:
             chunks = in_chunks(compiled.session)
-            result = run_check(source, chunks, signature, program, options["tolerance"], exact)
+            result = run_check(source, chunks, signature, program, tolerance, exact)
             report["check_in_chunks"] = result.to_json()
         manifest["notes"] += _float64_note(result)
         if not result.ok:
-            _fail(result, source, traced, steps, compiled, signature, options["tolerance"])
+            _fail(result, source, traced, steps, compiled, signature, tolerance)
         stage("check", len(result.cases), time.perf_counter() - start)
     return compiled
 
@@ -213,7 +215,7 @@ def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) 
     from seqc.backends.onnx import export
 
     program = traced.copy()
-    run_passes(program, [MakeStateful(steps=1), *steps[1:]])
+    run_passes(program, [MakeStateful(steps=1) if isinstance(step, MakeStateful) else step for step in steps])
     if [(s.name, s.grows) for s in program.states] != [(s.name, s.grows) for s in general.states]:
         raise VerificationError("the form for one step has other states than the general one")
     return export(program, opset)
@@ -235,7 +237,7 @@ def run_check(
     compiled: Callable[[Arrays], Arrays],
     signature: Signature,
     program: Program,
-    tolerance: float,
+    tolerance: Mapping[str, float],
     exact: Callable[[dict[str, torch.Tensor]], Mapping[str, np.ndarray[Any, Any]]] | None = None,
 ) -> CheckReport:
     """The check of the design, also beyond long traced lengths and on both sides of every branch on a size."""
@@ -291,7 +293,7 @@ def _fail(
     steps: list[Pass],
     compiled: Compiled,
     signature: Signature,
-    tolerance: float,
+    tolerance: Mapping[str, float],
 ) -> None:
     """Raise, naming the first stage after which the outputs differ."""
     from seqc.check import case_inputs
@@ -353,7 +355,7 @@ def _manifest(
     opset: int,
     records: list[PassRecord],
     memory: dict[str, Any],
-    tolerance: float,
+    tolerance: Mapping[str, float],
 ) -> dict[str, Any]:
     def ports(items: Sequence[Port]) -> list[dict[str, Any]]:
         return [{"name": p.name, "dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape)} for p in items]
@@ -369,11 +371,17 @@ def _manifest(
         "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
         "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
         "peak_activations": memory,
-        "tolerances": {p.name: tolerance for p in program.own_outputs},
+        "tolerances": dict(tolerance),
         "notes": [*program.notes, *_unreleased(opset), *_unseen_branches(program)],
         "engines": [],
         "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
     }
+
+
+def _tolerances(program: Program, asked: float | None) -> dict[str, float]:
+    """The largest accepted error of each output."""
+    ports = program.own_outputs
+    return {p.name: default_tolerance(str(p.dtype).removeprefix("torch.")) if asked is None else asked for p in ports}
 
 
 def _memory(traced: Program, program: Program) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def _choice(*values: str) -> Callable[[Any], str]:
     return parse
 
 
-def _tolerance(value: Any) -> float:
+def _tolerance(value: Any) -> float | None:
+    if value in (None, "auto"):
+        return None
     number = float(value)
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:
         raise ValueError
@@ -62,10 +64,10 @@ OPTIONS: dict[str, Option] = {
         ),
         Option(
             "tolerance",
-            1e-4,
-            "a number of at least 0",
+            None,
+            "a number of at least 0, or auto",
             _tolerance,
-            "largest error that the check accepts, relative to the scale of each output",
+            "largest error that the check accepts, relative to the scale of each output; auto: 1e-4, for float16 2^-8",
         ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
         *map(_lowering, FORMS),

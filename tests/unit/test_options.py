@@ -26,7 +26,7 @@ def test_texts_and_mappings_mean_the_same() -> None:
         ({"tolerence": 1}, "did you mean 'tolerance'"),
         (["zzzzzz=1"], "known are loops, tolerance"),
         (["loops=maybe"], "'loops' takes reroll or unroll, not 'maybe'"),
-        (["tolerance=small"], "takes a number of at least 0, not 'small'"),
+        (["tolerance=small"], "takes a number of at least 0, or auto, not 'small'"),
         (["tolerance=nan"], "takes a number"),
         (["tolerance=-1"], "takes a number"),
         ({"tolerance": True}, "takes a number"),
