@@ -1,41 +1,57 @@
-"""Running a streaming Program piece by piece."""
+"""Streaming Programs: deriving one, and running it piece by piece."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from seqc.program import Program
+from seqc.passes import MakeStateful
+from seqc.program import Port, Program
 from seqc.streaming.chunks import first_state
+from seqc.verify import verify
 
 
-def in_pieces(
-    program: Program, inputs: dict[str, torch.Tensor], seed: int = 0, steps: int | None = None
-) -> list[torch.Tensor]:
-    """The outputs over all steps of ``inputs``, taken ``steps`` at a time, or few at random.
+def stream_form(program: Program, steps: int | None = None) -> Program:
+    """The derived step form of a traced Program, verified."""
+    derived = program.copy()
+    MakeStateful(steps=steps)(derived)
+    verify(derived)
+    return derived
 
-    Inputs and outputs have the batch at axis 0 and the sequence at axis 1; outputs without it are those of the last piece.
+
+def random_pieces(length: int, seed: int = 0) -> list[int]:
+    """Lengths of pieces, few steps each, that make up ``length``."""
+    generator, pieces = random.Random(seed), list[int]()
+    while (left := length - sum(pieces)) > 0:
+        pieces.append(min(generator.choice([1, 1, 2, 5]), left))
+    return pieces
+
+
+def in_pieces(program: Program, inputs: Mapping[str, torch.Tensor], pieces: Sequence[int]) -> list[torch.Tensor]:
+    """The outputs over all steps of ``inputs``, taken in pieces of these lengths; those without steps from the last one.
+
+    Steps are along the axis called sequence; along axis 1 where the Program takes a fixed number.
     """
-    rows, length = next(iter(inputs.values())).shape[:2]
+    rows = next(iter(inputs.values())).shape[0]
+    states = [first_state(s, rows, sum(pieces)) for s in program.states]
     # what is in places that were not written must not matter
-    states = [
-        first_state(s, rows, length) if s.grows is None else first_state(s, rows, length) + 7 for s in program.states
-    ]
-    generator = random.Random(seed)
-    pieces: list[tuple[torch.Tensor, ...]] = []
-    at = 0
-    while at < length:
-        count = min(steps or generator.choice([1, 1, 2, 5]), length - at)
-        given = [inputs[p.name][:, at : at + count] for p in program.given_inputs]
+    states = [value if s.grows is None else value + 7 for s, value in zip(program.states, states, strict=True)]
+    found: list[tuple[torch.Tensor, ...]] = []
+    at, count = 0, len(program.own_outputs)
+    for steps in pieces:
+        given = [inputs[p.name].narrow(_axis(program, p) or 0, at, steps) for p in program.given_inputs]
         results = program(*given, *states)
-        split = len(program.own_outputs)
-        pieces.append(results[:split])
-        states = list(results[split:])
-        at += count
-    return [
-        pieces[-1][i]
-        if port.shape[1:2] and isinstance(port.shape[1], int) and any(d.name == "sequence" for d in program.dims)
-        else torch.cat([p[i] for p in pieces], 1)
-        for i, port in enumerate(program.own_outputs)
-    ]
+        found.append(results[:count])
+        states = list(results[count:])
+        at += steps
+    axes = [_axis(program, port) for port in program.own_outputs]
+    return [found[-1][i] if axis is None else torch.cat([f[i] for f in found], axis) for i, axis in enumerate(axes)]
+
+
+def _axis(program: Program, port: Port) -> int | None:
+    """The axis over the steps."""
+    if any(d.name == "sequence" for d in program.dims):
+        return port.shape.index("sequence") if "sequence" in port.shape else None
+    return 1

@@ -1,15 +1,4 @@
-"""Which models of the zoo have no streaming form, and what seqc says of them; running those that have one in pieces."""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-import torch
-
-from seqc.passes import MakeStateful
-from seqc.program import Program
-from seqc.verify import verify
-from tests.models.zoo.base import Inputs
+"""Which models of the zoo have no streaming form, and what seqc says of them."""
 
 LOOKS_AHEAD = {
     "bert": "each step attends to later ones|known at the end of the sequence only",  # attention; its pooled output
@@ -52,33 +41,3 @@ NOT_YET = {
     "loop_no_reads": "known at the end of the sequence only",
 }
 """What a model is refused with that is causal: seqc has no rule for it yet. One that gets a rule has to leave this table."""
-
-
-def stream_form(program: Program) -> Program:
-    """The derived step form of a traced Program, verified."""
-    derived = program.copy()
-    MakeStateful()(derived)
-    verify(derived)
-    return derived
-
-
-def in_pieces(program: Program, inputs: Inputs, pieces: Sequence[int]) -> list[torch.Tensor]:
-    """The outputs over all steps of ``inputs``, taken in pieces of these lengths; those without steps from the last one."""
-    rows = next(iter(inputs.values())).shape[0]
-    states = [
-        s.initial if s.batch_axis is None else torch.cat([s.initial] * rows, s.batch_axis) for s in program.states
-    ]
-    found: list[tuple[torch.Tensor, ...]] = []
-    at, count = 0, len(program.own_outputs)
-    for steps in pieces:
-        given = [inputs[p.name].narrow(p.shape.index("sequence"), at, steps) for p in program.given_inputs]
-        results = program(*given, *states)
-        found.append(results[:count])
-        states = list(results[count:])
-        at += steps
-    return [
-        torch.cat([f[i] for f in found], list(port.shape).index("sequence"))
-        if "sequence" in port.shape
-        else found[-1][i]
-        for i, port in enumerate(program.own_outputs)
-    ]

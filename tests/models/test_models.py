@@ -15,8 +15,9 @@ import seqc
 from seqc.errors import SeqcError, UnsupportedModelError
 from seqc.passes import DEFAULT
 from seqc.program import Program
+from tests.helpers.streams import in_pieces, stream_form
 from tests.models.compare import TOLERANCE, relative_error
-from tests.models.streams import LOOKS_AHEAD, NOT_YET, in_pieces, stream_form
+from tests.models.streams import LOOKS_AHEAD, NOT_YET
 from tests.models.zoo import COMPILED, REFUSED, refused
 from tests.models.zoo.base import BATCHES, ZooModel, eager, tensors
 

@@ -17,7 +17,7 @@ from seqc.program import Program
 from seqc.text import text
 from seqc.verify import verify
 from tests.helpers.programs import capture_program
-from tests.helpers.streams import in_pieces
+from tests.helpers.streams import in_pieces, random_pieces, stream_form
 
 D = 4
 
@@ -35,10 +35,7 @@ class Model(nn.Module):
 
 def derived(model: nn.Module) -> Program:
     torch.manual_seed(0)
-    program = capture_program(model, torch.randn(2, 9, D))
-    MakeStateful()(program)
-    verify(program)
-    return program
+    return stream_form(capture_program(model, torch.randn(2, 9, D)))
 
 
 def check(model: nn.Module, program: Program, rows: int = 3, length: int = 23) -> None:
@@ -47,7 +44,7 @@ def check(model: nn.Module, program: Program, rows: int = 3, length: int = 23) -
     with torch.no_grad():
         whole = model(x)
     for seed in range(2):
-        (pieces,) = in_pieces(program, {"x": x}, seed)
+        (pieces,) = in_pieces(program, {"x": x}, random_pieces(x.shape[1], seed))
         torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
 
 
@@ -286,4 +283,4 @@ def test_a_loop_goes_on_from_its_states() -> None:
     verify(one)
     assert "recurrence" not in text(one)
     x = torch.randn(3, 7, D)
-    torch.testing.assert_close(in_pieces(one, {"x": x}, steps=1)[0], model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(in_pieces(one, {"x": x}, [1] * x.shape[1])[0], model(x), rtol=1e-4, atol=1e-5)

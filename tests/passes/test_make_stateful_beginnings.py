@@ -11,10 +11,8 @@ from torch import nn
 
 import seqc
 from seqc.errors import UnsupportedModelError
-from seqc.passes import MakeStateful
 from seqc.program import Program
-from seqc.verify import verify
-from tests.helpers.streams import in_pieces
+from tests.helpers.streams import in_pieces, random_pieces, stream_form
 
 D = 3
 
@@ -33,10 +31,7 @@ class Model(nn.Module):
 def derived(model: nn.Module, *inputs: torch.Tensor, steps: int | None = None) -> Program:
     names = ["x", "start"][: len(inputs)]
     shapes = {n: {0: "batch", 1: "sequence"} if n == "x" else {0: "batch"} for n in names}
-    program = seqc.trace(model.eval(), inputs, dynamic_shapes=shapes)
-    MakeStateful(steps=steps)(program)
-    verify(program)
-    return program
+    return stream_form(seqc.trace(model.eval(), inputs, dynamic_shapes=shapes), steps)
 
 
 def from_first_step(x: torch.Tensor) -> torch.Tensor:
@@ -103,9 +98,9 @@ def test_any_pieces_are_the_whole(name: str) -> None:
     assert not states or found == states
     for rows, length, seed in ((1, 5, 0), (3, 17, 1), (2, 11, 2)):
         x = torch.randn(rows, length, D)
-        (pieces,) = in_pieces(program, {"x": x}, seed)
+        (pieces,) = in_pieces(program, {"x": x}, random_pieces(x.shape[1], seed))
         torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
-    (pieces,) = in_pieces(derived(Model(function), torch.randn(2, 9, D), steps=1), {"x": x}, steps=1)
+    (pieces,) = in_pieces(derived(Model(function), torch.randn(2, 9, D), steps=1), {"x": x}, [1] * x.shape[1])
     expected = function(x)
     torch.testing.assert_close(pieces if expected.dim() == 3 else pieces[:, -D:], expected, rtol=1e-4, atol=1e-5)
 

@@ -11,10 +11,8 @@ from torch.nn import functional as F
 
 import seqc
 from seqc.errors import UnsupportedModelError
-from seqc.passes import MakeStateful
 from seqc.program import Program
-from seqc.verify import verify
-from tests.helpers.streams import in_pieces
+from tests.helpers.streams import in_pieces, random_pieces, stream_form
 
 D = 3
 CHUNK = 5
@@ -104,10 +102,7 @@ STREAMS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], list[str]]] = {
 def derived(model: nn.Module, steps: int | None = None) -> Program:
     torch.manual_seed(0)
     shapes = {"x": {0: "batch", 1: "sequence"}}
-    program = seqc.trace(model.eval(), (torch.randn(2, 13, D),), dynamic_shapes=shapes)
-    MakeStateful(steps=steps)(program)
-    verify(program)
-    return program
+    return stream_form(seqc.trace(model.eval(), (torch.randn(2, 13, D),), dynamic_shapes=shapes), steps)
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -119,7 +114,7 @@ def test_any_pieces_are_the_whole(name: str) -> None:
     torch.manual_seed(1)
     for rows, length, seed in ((1, 4, 0), (3, 23, 1), (2, 40, 2)):
         x = torch.randn(rows, length, D)
-        (pieces,) = in_pieces(program, {"x": x}, seed)
+        (pieces,) = in_pieces(program, {"x": x}, random_pieces(x.shape[1], seed))
         torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
 
 
@@ -127,7 +122,7 @@ def test_any_pieces_are_the_whole(name: str) -> None:
 def test_one_step_at_a_time_is_the_whole_in_chunks_of_one(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     program = derived(Model(function), steps=1)
     x = torch.randn(2, 12, D)
-    (pieces,) = in_pieces(program, {"x": x}, steps=1)
+    (pieces,) = in_pieces(program, {"x": x}, [1] * x.shape[1])
     torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
     shapes = [tuple(n.meta["val"].shape) for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
     assert all(CHUNK not in shape for shape in shapes)
@@ -143,7 +138,7 @@ def test_a_chunk_as_long_as_another_axis_stays_a_chunk() -> None:
 
     program = derived(Model(function), steps=1)
     x = torch.randn(2, 8, 3)
-    (pieces,) = in_pieces(program, {"x": x}, steps=1)
+    (pieces,) = in_pieces(program, {"x": x}, [1] * x.shape[1])
     torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
 
 
