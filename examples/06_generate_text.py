@@ -1,6 +1,6 @@
-"""A language model that was really trained writes text: its states are derived, the runtime decodes.
+"""Language models that were really trained write text: their states are derived, the runtime decodes.
 
-The model and its training are in examples/byte_models: plain PyTorch without caches.
+The models and their training are in examples/byte_models: plain PyTorch without caches.
 """
 
 import sys
@@ -18,7 +18,7 @@ from model import trained
 
 PROMPT = "ROMEO.\nMy love, "
 COUNT = 48
-NAMES = sys.argv[1:] or ["transformer"]
+NAMES = sys.argv[1:] or ["transformer", "mamba", "hybrid"]
 
 for name in NAMES:
     model = trained(name)

@@ -137,13 +137,11 @@ def run_bound(
     Raises:
         ArtifactError: onnxruntime failed inside the model.
     """
-    options = import_onnxruntime().RunOptions()
-    options.log_severity_level = _LOG_FATAL
     binding = ort_session.io_binding()
     device = "cuda" if ort_session.get_providers()[0] == _CUDA else "cpu"
     # held until the run is over: a binding does not keep what it reads alive
     given = {**{n: keep(a) for n, a in inputs.items()}, **states}
-    try:
+    with _running() as options:
         for name, value in given.items():
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
@@ -155,13 +153,9 @@ def run_bound(
                 binding.bind_ortvalue_output(name, place)
         ort_session.run_with_iobinding(binding, options)
         values = binding.get_outputs()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise ArtifactError(f"onnxruntime failed while running the model: {_line(error)}") from error
     # what comes back of a value that was given does not keep its memory alive
-    following = (given or new for given, new in zip(kept.values(), values[len(outputs) :], strict=True))
-    return [v.numpy().copy() for v in values[: len(outputs)]], tuple(following)
+    following = tuple(place or new for place, new in zip(kept.values(), values[len(outputs) :], strict=True))
+    return [v.numpy().copy() for v in values[: len(outputs)]], following
 
 
 def run_session(ort_session: Any, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:
@@ -170,16 +164,23 @@ def run_session(ort_session: Any, outputs: Sequence[str], inputs: dict[str, Any]
     Raises:
         ArtifactError: onnxruntime failed inside the model.
     """
+    with _running() as options:
+        result: list[Any] = ort_session.run(list(outputs), inputs, options)
+    return result
+
+
+@contextlib.contextmanager
+def _running() -> Iterator[Any]:
+    """Options for a run; what onnxruntime raises inside becomes an ArtifactError."""
     options = import_onnxruntime().RunOptions()
     # the exception says it; onnxruntime would print it a second time
     options.log_severity_level = _LOG_FATAL
     try:
-        result: list[Any] = ort_session.run(list(outputs), inputs, options)
+        yield options
     except MemoryError:
         raise
     except Exception as error:
         raise ArtifactError(f"onnxruntime failed while running the model: {_line(error)}") from error
-    return result
 
 
 def _open(ort: Any, path: Path, providers: list[Provider]) -> Any:

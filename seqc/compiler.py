@@ -26,7 +26,7 @@ from seqc.errors import UsageError, VerificationError
 from seqc.exact import in_float64
 from seqc.frontend.outputs import keep_tensors
 from seqc.frontend.signature import Signature, bind
-from seqc.frontend.source import traceable
+from seqc.frontend.source import evaluating, traceable
 from seqc.frontend.trace import trace_signature
 from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
@@ -141,15 +141,10 @@ def compile(
     if stateful:
         steps = [WidenStates(), MakeStateful(), *steps]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
-    training = module.training
-    if training:
-        module.eval()
-    try:
+    # what is tried on random numbers leaves the user's own sequence of them as it was
+    with evaluating(module), torch.random.fork_rng(devices=()):
         signature = bind(module, examples, shapes)
         return _compile(module, signature, goal, version, steps, chosen, check, progress)
-    finally:
-        if training:
-            module.train()
 
 
 def _compile(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ from seqc.frontend.exported import from_exported
 from seqc.frontend.load_script import to_module
 
 Examples = Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, ``module`` is in eval mode; behind it every part is in the mode it was in."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def traceable(model: Any, examples: Examples, dynamic_shapes: Any) -> tuple[nn.Module, Examples, Any]:

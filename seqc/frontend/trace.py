@@ -18,7 +18,7 @@ from seqc.frontend.merge import merge
 from seqc.frontend.normalize import normalize
 from seqc.frontend.reroll import reroll
 from seqc.frontend.signature import Signature, bind
-from seqc.frontend.source import traceable
+from seqc.frontend.source import evaluating, traceable
 from seqc.ops.recurrence import is_recurrence, propagate
 from seqc.program import Program
 
@@ -37,7 +37,8 @@ def trace(
     Raises UnsupportedModelError, with the source line, for data-dependent control flow and loops whose steps differ.
     """
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
-    return trace_signature(module.eval(), bind(module, examples, shapes))
+    with evaluating(module):
+        return trace_signature(module, bind(module, examples, shapes))
 
 
 def trace_signature(model: nn.Module, signature: Signature, loops: str = "reroll") -> Program:

@@ -59,14 +59,7 @@ class Restart:
                 for c, value in zip(self.carried, values, strict=True)
             ]
             chunk = chunk_of(d, self.region)
-            if (
-                d.steps == 1
-                and chunk > 1
-                and d.shared(
-                    ("in ones", kind_of(self.region)),
-                    lambda: is_same_in_ones(d, self.region, self.carried or (), chunk),
-                )
-            ):
+            if d.steps == 1 and chunk > 1 and self._is_same_in_ones(chunk):
                 self._chunk = chunk
         needs = tuple((n, d.newest(n)) for n in self.region.given)
 
@@ -76,6 +69,13 @@ class Restart:
             return self._written[node]
 
         return Plan(needs, write)
+
+    def _is_same_in_ones(self, chunk: int) -> bool:
+        """Whether one step is the same in chunks of one; layers that are alike ask once."""
+        known: bool = self.d.shared(
+            ("in ones", kind_of(self.region)), lambda: is_same_in_ones(self.d, self.region, self.carried or (), chunk)
+        )
+        return known
 
     def _write(self, new: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
         d = self.d
@@ -119,9 +119,7 @@ class Restart:
                 return arg
             return self._size(arg.meta["val"]) if is_size(arg) else new[arg]
 
-        stated = (
-            of_one((node.args, dict(node.kwargs)), self._chunk) if self._chunk > 1 else (node.args, dict(node.kwargs))
-        )
+        stated = of_one((node.args, dict(node.kwargs)), self._chunk)
         args, kwargs = pytree.tree_map(mapped, stated, is_leaf=lambda a: a is None)
         if (node, 0) in first:
             args = ([first[node, 0], *args[0][1:]], *args[1:])

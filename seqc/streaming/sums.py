@@ -60,9 +60,9 @@ def running(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
         raise refuse(node, "the place of a running maximum is read")
     if math.isinf(initial) and not value.dtype.is_floating_point:
         initial = extreme(value.dtype, initial)
-    exprs = [_torch.size_expr(s) if a != axis else _torch.size_expr(1) for a, s in enumerate(value.shape)]
     if node.target is aten.cumsum.default and value.dtype.is_floating_point:
         return running_sum(d, node, axis)
+    exprs = [_torch.size_expr(s) if a != axis else _torch.size_expr(1) for a, s in enumerate(value.shape)]
     slot = d.slot("recurrent_state", node, exprs, value.dtype, initial)
 
     def write(new: fx.Node) -> Any:

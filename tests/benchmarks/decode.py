@@ -71,15 +71,14 @@ def measure(name: str, positions: list[int], rounds: int) -> None:
                 rounds,
             ),
         )
-        stream, cached, at = session.stream(), Cached(model), 0
+        stream, cached = session.stream(), Cached(model)
         for position in positions:
-            while at < position:
-                piece = text(min(PIECE, position - at))
+            while (missing := position - stream.positions[0]) > 0:
+                piece = text(min(PIECE, missing))
                 stream.step({"input_ids": piece})
                 cached.read(piece)
-                at += piece.shape[1]
             candidates: dict[str, Callable[[], object]] = {
-                "seqc": lambda checkpoint=stream: checkpoint.fork().step({"input_ids": one}),
+                "seqc": lambda: stream.step({"input_ids": one}),
                 "transformers": lambda cached=cached: cached.read(one),
             }
             if position <= LONGEST_ANEW:

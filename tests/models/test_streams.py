@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import seqc
+from seqc.errors import ArtifactError
 from seqc.runtime import Session, Stream, load
 from tests.models.compare import TOLERANCE, relative_error
 from tests.models.zoo import ALL
@@ -170,6 +171,23 @@ def test_a_saved_stream_is_gone_on_from_in_another_session(model: Compiled, tmp_
     again.stream.load(tmp_path / "state")
     again.step(1)
     again.step(6, (0, 1))
+
+
+def test_greedy_text_is_that_of_the_source_model(model: Compiled) -> None:
+    if [p.name for p in model.session.inputs] != ["input_ids"]:
+        with pytest.raises(ArtifactError, match="generate needs a model whose one input is tokens"):
+            model.session.generate([[1]], 3)
+        return
+    prompts = [model.zoo.inputs(1, n, n)["input_ids"] for n in (3, 8)]
+    expected = []
+    for prompt in prompts:
+        text = prompt
+        for _ in range(12):
+            (logits,) = model.whole({"input_ids": text})
+            text = torch.cat([text, logits[:, -1:].argmax(-1)], 1)
+        expected.append(text[0, prompt.shape[1] :].tolist())
+    found = model.session.generate([p[0].tolist() for p in prompts], 12)
+    assert [text.tolist() for text in found] == expected
 
 
 PROMPTS = (4, 9, 7)

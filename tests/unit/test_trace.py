@@ -107,3 +107,17 @@ def test_loops_kept_unrolled_fix_the_length_and_say_so() -> None:
     assert program.inputs[0].shape == ("batch", 9, 4)
     assert any("'sequence' is FIXED at 9" in note for note in program.notes)
     torch.testing.assert_close(program(X)[0], model(X))
+
+
+def test_compiling_leaves_modes_and_random_numbers_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 3).eval())
+    modes = [m.training for m in model.modules()]
+    torch.manual_seed(3)
+    expected = [torch.rand(2).tolist() for _ in range(2)]
+    torch.manual_seed(3)
+    found = [torch.rand(2).tolist()]
+    seqc.compile(model, (torch.ones(2, 7, 3),), stateful=True)
+    seqc.trace(model, (torch.ones(2, 7, 3),))
+    found.append(torch.rand(2).tolist())
+    assert found == expected
+    assert [m.training for m in model.modules()] == modes and True in modes and False in modes
