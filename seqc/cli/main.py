@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 import seqc
+from seqc.cli import bundle as bundle_command
 from seqc.cli import compile as compile_command
 from seqc.cli import generate as generate_command
 from seqc.cli import inspect as inspect_command
@@ -41,6 +42,7 @@ for command in (
     generate_command.command,
     inspect_command.command,
     verify_command.command,
+    bundle_command.command,
     targets_command.command,
     passes_command.command,
 ):
