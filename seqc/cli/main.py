@@ -16,6 +16,7 @@ from seqc.cli import inspect as inspect_command
 from seqc.cli import passes as passes_command
 from seqc.cli import run as run_command
 from seqc.cli import targets as targets_command
+from seqc.cli import triton as triton_command
 from seqc.cli import verify as verify_command
 from seqc.cli.console import State, print_json
 from seqc.errors import SeqcError
@@ -43,6 +44,7 @@ for command in (
     inspect_command.command,
     verify_command.command,
     bundle_command.command,
+    triton_command.command,
     targets_command.command,
     passes_command.command,
 ):

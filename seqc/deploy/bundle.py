@@ -78,8 +78,12 @@ def _readme(file: str, manifest: Manifest, gpu: bool) -> str:
     python {EXAMPLE}
 
 Needs Python 3.11 or newer. The wheel ({DISTRIBUTION}) is pure Python and requires {NUMPY} and
-{ONNXRUNTIME_GPU if gpu else ONNXRUNTIME} only. Do not install it where the full seqc is: both provide the package `seqc`, and importing
-it is then an error. `{ARTIFACT}/manifest.json` describes the model and has the SHA-256 of each file, which loading compares.
+{
+        ONNXRUNTIME_GPU if gpu else ONNXRUNTIME
+    } only. Do not install it where the full seqc is: both provide the package `seqc`, and importing
+it is then an error. `{
+        ARTIFACT
+    }/manifest.json` describes the model and has the SHA-256 of each file, which loading compares.
 
 Inputs:
 
@@ -103,7 +107,7 @@ def _example(manifest: Manifest) -> str:
     streams = manifest.steps_dim is not None
     run = "outputs = session.run(inputs)\n"
     if streams:
-        run = "stream = session.stream(session.rows_in(inputs))\noutputs = stream.step(inputs)  # and so on with the next steps\n"
+        run = "stream = session.stream(session.rows_in(inputs))\noutputs = stream.step(inputs)  # and so on\n"
     return f'''"""Loads the model beside this file and runs it on zeros."""
 
 from pathlib import Path

@@ -18,7 +18,7 @@ NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU = "numpy>=2.0", "onnxruntime>=1.24", "onnxru
 _FROM_SEQC = ("errors.py", "py.typed")
 """What the runtime needs of the package ``seqc`` besides its own folder."""
 
-_INIT = '''"""The runtime of seqc alone (distribution seqc-runtime): ``seqc.runtime.load(directory)`` runs compiled artifacts."""
+_INIT = '''"""The runtime of seqc alone: ``seqc.runtime.load(directory)`` runs artifacts that seqc compiled."""
 
 from __future__ import annotations
 
