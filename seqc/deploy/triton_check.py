@@ -101,6 +101,8 @@ def _check_state(config: Any, state: Any, files: Mapping[str, bytes], inputs: Te
     first = state.initial_state[0]
     if not first.name or first.data_type != state.data_type or list(first.dims) != list(state.dims):
         raise ArtifactError(f"the first value of state {state.input_name!r} is of another type or size, or has no name")
+    if first.WhichOneof("state_data") is None:
+        raise ArtifactError(f"the first value of state {state.input_name!r} has neither zero_data nor data_file")
     if first.WhichOneof("state_data") == "data_file" and first.data_file not in files:
         raise ArtifactError(
             f"the first value of state {state.input_name!r} is in {first.data_file!r}, which is not there"
