@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -24,9 +23,9 @@ def parse(text: str) -> Any:
         raise ArtifactError(f"config.pbtxt: {error}".splitlines()[0]) from error
 
 
-def graph_tensors(model: Path) -> tuple[Tensors, Tensors]:
-    """(inputs, outputs) of an ONNX file: Triton's type and the sizes of each; -1 where one is not fixed."""
-    graph = onnx.load(model, load_external_data=False).graph
+def graph_tensors(model: onnx.ModelProto) -> tuple[Tensors, Tensors]:
+    """(inputs, outputs) of a model: Triton's type and the sizes of each; -1 where one is not fixed."""
+    graph = model.graph
     stored = {tensor.name for tensor in graph.initializer}
     return _tensors([v for v in graph.input if v.name not in stored]), _tensors(graph.output)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from seqc.deploy.batch_first import SUFFIX, rows_inside
 from seqc.errors import MissingExtraError, UnsupportedModelError, UsageError
 from seqc.runtime.manifest import MODEL_FILE, Manifest, Port
 from seqc.runtime.rows import Rows
@@ -52,7 +53,8 @@ def model_config(manifest: Manifest, serving: Serving) -> tuple[Any, dict[str, b
 
     A streaming artifact gets ``sequence_batching`` with its states as implicit ones, of sequences oldest first: a batch is
     made of requests of different sequences, so that nothing stands in for one that has no request. Others get
-    ``dynamic_batching``, unless each request goes by itself.
+    ``dynamic_batching``, unless each request goes by itself. Where requests are joined, states whose rows are not along
+    their first axis are those of :func:`~seqc.deploy.batch_first.put_batch_first`.
 
     Raises:
         UnsupportedModelError: Triton cannot serve it so; names the input, output or state, and what to try.
@@ -131,8 +133,12 @@ def _add_state(
 ) -> None:
     value = _first_value(state, manifest, serving)
     dims = list(value.shape) or [1]
+    suffix = SUFFIX if serving.max_batch and rows_inside(state) else ""
     entry = config.sequence_batching.state.add(
-        input_name=state.port.name, output_name=state.following, data_type=_data_type(state.port), dims=dims
+        input_name=state.port.name + suffix,
+        output_name=state.following + suffix,
+        data_type=_data_type(state.port),
+        dims=dims,
     )
     initial = entry.initial_state.add(name=f"first {state.port.name}", data_type=entry.data_type, dims=dims)
     if value.any():
@@ -161,13 +167,11 @@ def _first_value(state: StatePort, manifest: Manifest, serving: Serving) -> np.n
         raise UnsupportedModelError(
             f"state {port} is one for all rows, and Triton batches sequences that have seen different numbers of steps: {ALONE}"
         )
-    if state.batch_axis != 0 or state.initial.shape[0] != 1:
-        raise UnsupportedModelError(
-            f"state {port} does not begin with one place for each row, along which Triton joins: {ALONE}"
-        )
+    if state.initial.shape[state.batch_axis] != 1:
+        raise UnsupportedModelError(f"state {port} has several places for each row, and Triton joins rows: {ALONE}")
     if state.initial.ndim == 1:
         raise UnsupportedModelError(f"state {port} is one number for each row, which Triton cannot describe: {ALONE}")
-    first: np.ndarray[Any, Any] = state.start(1)[0]
+    first: np.ndarray[Any, Any] = state.start(1).take(0, state.batch_axis)
     return first
 
 

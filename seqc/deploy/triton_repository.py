@@ -10,9 +10,10 @@ from pathlib import Path
 import onnx
 from google.protobuf import text_format
 
+from seqc.deploy.batch_first import put_batch_first, rows_inside
 from seqc.deploy.triton_check import check, graph_tensors, parse
 from seqc.deploy.triton_config import Serving, model_config
-from seqc.deploy.triton_trials import check_overflow, check_rows
+from seqc.deploy.triton_trials import check_overflow, check_rows, check_served
 from seqc.errors import ArtifactError, UsageError
 from seqc.runtime.manifest import MODEL_FILE, Manifest
 from seqc.runtime.ort import RELEASED_OPSET, open_session
@@ -28,7 +29,8 @@ def write_repository(directory: str | Path, repository: str | Path, serving: Ser
     """Write the ONNX model of the artifact in ``directory`` to ``repository/serving.name`` with its configuration.
 
     The folder appears complete or not at all. Before, the configuration is parsed with Triton's own definitions and compared
-    with the graph, and the model is run: rows must not influence each other, and a full state must be an error.
+    with the graph, and the model is run: rows must not influence each other, a full state must be an error, and what the
+    server will begin with must give what the session gives.
 
     Returns:
         The folder of the model.
@@ -48,20 +50,23 @@ def write_repository(directory: str | Path, repository: str | Path, serving: Ser
     manifest = session.manifest
     config, first_values = model_config(manifest, serving)
     text = text_format.MessageToString(config)
-    check(parse(text), first_values, *graph_tensors(source / MODEL_FILE))
+    model = onnx.load(source / MODEL_FILE, load_external_data=False)
+    if serving.max_batch:
+        put_batch_first(model, [state for state in session.states if rows_inside(state)])
+    check(parse(text), first_values, *graph_tensors(model))
     if serving.max_batch > 1:
         check_rows(session, str(Rows(manifest).batch), serving.max_batch)
     if session.grows:
         check_overflow(open_session(source / MODEL_FILE, _CPU, manifest.opset), manifest)
     stage = target.parent / f".seqc-{secrets.token_hex(8)}.partial"
     try:
-        _copy_model(source, stage / "1", manifest)
+        path = _write_model(source, stage / "1", model, manifest)
         for name, content in first_values.items():
             (stage / INITIAL).mkdir(exist_ok=True)
             (stage / INITIAL / name).write_bytes(content)
-        ir_version = onnx.load(source / MODEL_FILE, load_external_data=False).ir_version
-        (stage / README).write_text(_readme(manifest, serving, ir_version), "utf-8", newline="\n")
+        (stage / README).write_text(_readme(manifest, serving, model.ir_version), "utf-8", newline="\n")
         (stage / CONFIG).write_text(text, "utf-8", newline="\n")
+        check_served(open_session(path, _CPU, manifest.opset), config, first_values, session, serving.capacity)
         stage.rename(target)
     except OSError as error:
         raise ArtifactError(f"cannot write the model repository {target}: {error.strerror or error}") from error
@@ -70,13 +75,15 @@ def write_repository(directory: str | Path, repository: str | Path, serving: Ser
     return target
 
 
-def _copy_model(source: Path, version: Path, manifest: Manifest) -> None:
-    """A model of several files is a folder of the name that a single file would have."""
+def _write_model(source: Path, version: Path, model: onnx.ModelProto, manifest: Manifest) -> Path:
+    """Write ``model`` beside a copy of its weights: a folder of the name that a single file would have."""
     data = [name for name in manifest.files if name.startswith(f"{MODEL_FILE}.")]
     folder = version / MODEL_FILE if data else version
     folder.mkdir(parents=True)
-    for name in (MODEL_FILE, *data):
+    for name in data:
         shutil.copyfile(source / name, folder / name)
+    onnx.save(model, folder / MODEL_FILE)
+    return folder / MODEL_FILE
 
 
 def _readme(manifest: Manifest, serving: Serving, ir_version: int) -> str:

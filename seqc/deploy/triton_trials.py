@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from seqc.compare import compare_all
+from seqc.deploy.triton_config import TYPES, messages
 from seqc.errors import ArtifactError, UnsupportedModelError
 from seqc.runtime.inputs import Array
 from seqc.runtime.manifest import Manifest
 from seqc.runtime.ort import run_session
+from seqc.runtime.rows import Rows
 from seqc.runtime.session import Session
 from seqc.runtime.shapes import evaluate
 from seqc.runtime.states import state_port
@@ -51,6 +53,36 @@ def check_overflow(ort_session: Any, manifest: Manifest) -> None:
     raise UnsupportedModelError(
         "a growing state that is full is no error in this model: Triton would go on with wrong ones"
     )
+
+
+def check_served(
+    ort_session: Any, config: Any, files: Mapping[str, bytes], session: Session, capacity: int | None
+) -> None:
+    """Raise ArtifactError where the model as it was written, from the states of ``config`` on, gives other outputs.
+
+    ``capacity``: the most steps that these states have room for.
+    """
+    joined = config.max_batch_size > 0
+    manifest = session.manifest
+    rows = Rows(manifest).batch
+    sizes = {rows: min(_ROWS, max(1, config.max_batch_size))} if rows else {}
+    if capacity is not None:
+        sizes[str(manifest.steps_dim)] = min(capacity, manifest.dims[str(manifest.steps_dim)].traced)
+    inputs = _random(manifest, sizes)
+    given, types = dict(inputs), {name: value for value, name in TYPES.items()}
+    for state in config.sequence_batching.state:
+        first, dtype = state.initial_state[0], types[messages().DataType.Name(state.data_type)]
+        value = np.zeros(list(first.dims), dtype)
+        if first.WhichOneof("state_data") == "data_file":
+            value = np.frombuffer(files[first.data_file], np.dtype(dtype).newbyteorder("<")).reshape(value.shape)
+        given[state.input_name] = np.repeat(value[None], session.rows_in(inputs), 0) if joined else value
+    for node in ort_session.get_inputs():
+        given[node.name] = given[node.name].reshape(()) if not node.shape else given[node.name]
+    names = [port.name for port in manifest.outputs]
+    served = dict(zip(names, run_session(ort_session, names, given), strict=True))
+    for found in compare_all(session.run(inputs), served, manifest.tolerances):
+        if not found.ok:
+            raise ArtifactError(f"the model as Triton would run it does not give what the artifact gives: {found}")
 
 
 def _first_call(manifest: Manifest, steps: int) -> dict[str, Array]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
-from google.protobuf import text_format
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from seqc.cli.main import run
 from seqc.deploy.triton_check import check, graph_tensors, parse
 from seqc.deploy.triton_config import Serving, model_config
 from seqc.deploy.triton_repository import write_repository
+from seqc.deploy.triton_trials import check_served
 from seqc.errors import ArtifactError, MissingExtraError, UnsupportedModelError, UsageError
 from seqc.runtime import load
 from seqc.runtime.manifest import parse as parse_manifest
@@ -30,14 +32,18 @@ ALONE = Serving("model", max_batch=0, capacity=8)
 
 
 class Running(nn.Module):
-    """A leaky maximum and a leaky sum: one state begins at minus infinity, the other at zero."""
+    """A GRU, whose rows are along the second axis of its state, then a leaky maximum, which begins at minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 4, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        most, total, ys = torch.full_like(x[:, 0], -torch.inf), torch.zeros_like(x[:, 0]), []
+        x = self.gru(x)[0]
+        most, ys = torch.full_like(x[:, 0], -torch.inf), []
         for t in range(x.shape[1]):
             most = torch.maximum(most - 0.1, torch.sin(x[:, t]))
-            total = torch.tanh(0.9 * total + most)
-            ys.append(total + most)
+            ys.append(x[:, t] + most)
         return torch.stack(ys, 1)
 
 
@@ -57,6 +63,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def attention(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiled = seqc.compile(Attention(), (torch.randn(2, 7, 4),), stateful=True)
     return compiled.save(tmp_path_factory.mktemp("triton") / "attention")
+
+
+@pytest.fixture(scope="module")
+def folder(running: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_repository(running, tmp_path_factory.mktemp("repo"), Serving("model"))
+
+
+@pytest.fixture
+def written(folder: Path) -> Any:
+    """(config.pbtxt, the files of first values, the tensors of the graph)."""
+    files = {path.name: path.read_bytes() for path in (folder / "initial_state").iterdir()}
+    return (folder / "config.pbtxt").read_text(), files, graph_tensors(onnx.load(folder / "1/model.onnx/model.onnx"))
 
 
 def given(rows: int, steps: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -90,13 +108,17 @@ def test_states_are_described_and_first_values_that_are_not_zero_are_in_files(ru
     assert batching.max_sequence_idle_microseconds == 1_500_000
     assert batching.WhichOneof("strategy_choice") == "oldest" and batching.oldest.max_candidate_sequences == 5
     states = {s["name"]: s for s in json.loads((running / "manifest.json").read_text())["states"]}
-    assert {s.input_name: s.output_name for s in batching.state} == {n: s["next"] for n, s in states.items()}
-    assert all(list(s.dims) == [4] and list(s.initial_state[0].dims) == [4] for s in batching.state)
+    found = {s.input_name: (s.output_name, list(s.dims), list(s.initial_state[0].dims)) for s in batching.state}
+    (inside,) = (s for s in states.values() if s["batch_axis"] == 1)
+    (other,) = (s for s in states.values() if s["batch_axis"] == 0)
+    assert found == {
+        f"{inside['name']}.batch_first": (f"{inside['next']}.batch_first", [1, 4], [1, 4]),
+        other["name"]: (other["next"], [4], [4]),
+    }
     firsts = {s.input_name: s.initial_state[0] for s in batching.state}
-    zero = [n for n, f in firsts.items() if f.WhichOneof("state_data") == "zero_data"]
-    assert sorted(zero) == sorted(n for n, s in states.items() if s["initial"] == 0)
-    (other,) = (f for n, f in firsts.items() if n not in zero)
-    data = np.frombuffer((folder / "initial_state" / other.data_file).read_bytes(), "<f4")
+    assert firsts[f"{inside['name']}.batch_first"].zero_data
+    file = firsts[other["name"]].data_file
+    data = np.frombuffer((folder / "initial_state" / file).read_bytes(), "<f4")
     np.testing.assert_array_equal(data, np.full(4, -np.inf, np.float32))
 
 
@@ -114,6 +136,9 @@ def test_growing_states_get_a_fixed_capacity_one_sequence_at_a_time(attention: P
         close(np.concatenate(pieces[row], 1)[0], expected[row])
     with pytest.raises(Exception, match="out of data bounds"):
         server.infer((0, False, {"x": x[:1, :1]}))
+    # less room than the traced length
+    small = Server(write_repository(attention, tmp_path, Serving("small", max_batch=0, capacity=2)))
+    close(small.infer((0, True, {"x": x[:1, :2]}))[0]["output"], expected[:1, :2])
 
 
 @pytest.mark.parametrize(
@@ -141,8 +166,7 @@ def streaming(**state: Any) -> Any:
     ("state", "said"),
     [
         ({"shape": [3], "batch_axis": None}, "one for all rows"),
-        ({"shape": [2, "batch", 3], "batch_axis": 1}, "does not begin with one place for each row"),
-        ({"shape": ["2*batch", 3]}, "does not begin with one place for each row"),
+        ({"shape": ["2*batch", 3]}, "several places for each row"),
         ({"shape": ["batch"]}, "one number for each row"),
     ],
 )
@@ -209,28 +233,35 @@ def test_a_batch_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None
         ("max_batch_size: 8", "max_batch_size: 0", r"'x' as TYPE_FP32 \[-1, 4\]; in the model it is"),
         ('name: "output"', 'name: "result"', "'result', which the model does not have"),
         ("TYPE_FP32\n  dims: -1", "TYPE_FP16\n  dims: -1", "'x' as TYPE_FP16"),
-        ("dims: 4\n    initial_state", "dims: 5\n    initial_state", r"as TYPE_FP32 \[1, 5\]"),
+        ("dims: 4\n    initial_state", "dims: 5\n    initial_state", r"as TYPE_FP32 \[1, 1, 5\]"),
         ('data_file: "', 'data_file: "other_', "which is not there"),
         ("      zero_data: true\n", "", "has neither zero_data nor data_file"),
         ('      name: "first ', '      name: "" # ', "or has no name"),
     ],
 )
-def test_a_wrong_configuration_is_found(running: Path, old: str, new: str, said: str) -> None:
-    manifest = load(running).manifest
-    config, files = model_config(manifest, Serving("model"))
-    text = text_format.MessageToString(config)
-    tensors = graph_tensors(running / "model.onnx")
+def test_a_wrong_configuration_is_found(written: Any, old: str, new: str, said: str) -> None:
+    text, files, tensors = written
     check(parse(text), files, *tensors)
     assert old in text
     with pytest.raises(ArtifactError, match=said):
         check(parse(text.replace(old, new, 1)), files, *tensors)
 
 
-def test_a_state_without_its_first_value_is_found(running: Path) -> None:
-    config, files = model_config(load(running).manifest, Serving("model"))
+def test_a_state_without_its_first_value_is_found(written: Any) -> None:
+    text, files, tensors = written
+    config = parse(text)
     del config.sequence_batching.state[0].initial_state[:]
     with pytest.raises(ArtifactError, match="has no first value"):
-        check(config, files, *graph_tensors(running / "model.onnx"))
+        check(config, files, *tensors)
+
+
+def test_first_values_that_are_not_those_of_the_artifact_are_found(running: Path, folder: Path, written: Any) -> None:
+    text, files, _ = written
+    model = onnxruntime.InferenceSession(folder / "1" / "model.onnx" / "model.onnx")
+    check_served(model, parse(text), files, load(running), None)
+    wrong = {name: np.zeros(4, "<f4").tobytes() for name in files}
+    with pytest.raises(ArtifactError, match="does not give what the artifact gives: output"):
+        check_served(model, parse(text), wrong, load(running), None)
 
 
 def test_states_that_triton_would_swap_are_found() -> None:
