@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import secrets
-import shlex
 import zipfile
 from pathlib import Path
 
 from seqc.deploy.archive import add
-from seqc.deploy.wheel import DISTRIBUTION, NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU, runtime_wheel, wheel_name
+from seqc.deploy.bundle_text import ARTIFACT, EXAMPLE, example, readme
+from seqc.deploy.wheel import runtime_wheel, wheel_name
 from seqc.errors import ArtifactError, UsageError
 from seqc.runtime import manifest as manifests
 from seqc.runtime.files import check_files
-from seqc.runtime.manifest import MANIFEST_FILE, Manifest
-from seqc.runtime.shapes import evaluate
+from seqc.runtime.manifest import MANIFEST_FILE
 
-ARTIFACT, README, EXAMPLE = "artifact", "README.md", "example.py"
+README = "README.md"
 
 
 def write_bundle(directory: str | Path, file: str | Path, gpu: bool = False) -> list[str]:
@@ -44,8 +43,8 @@ def write_bundle(directory: str | Path, file: str | Path, gpu: bool = False) -> 
     if target.is_relative_to(source):
         raise UsageError(f"{file} lies inside the artifact {directory}: name a file elsewhere")
     made = {
-        README: _readme(target.name, manifest, gpu).encode(),
-        EXAMPLE: _example(manifest).encode(),
+        README: readme(target.name, manifest, gpu).encode(),
+        EXAMPLE: example(manifest).encode(),
         wheel_name(): runtime_wheel(gpu),
     }
     stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
@@ -64,61 +63,3 @@ def write_bundle(directory: str | Path, file: str | Path, gpu: bool = False) -> 
         with contextlib.suppress(OSError):
             stage.unlink(missing_ok=True)
     return names
-
-
-def _readme(file: str, manifest: Manifest, gpu: bool) -> str:
-    folder = shlex.quote(Path(file).stem if Path(file).suffix else f"{file}.d")
-    inputs, outputs = ("".join(f"- {port}\n" for port in ports) for ports in (manifest.inputs, manifest.outputs))
-    dims = "".join(f"- {name}: {dim}\n" for name, dim in manifest.dims.items())
-    engines = "".join(f"- {ARTIFACT}/{e.get('file', '?')}, sm {e.get('sm', '?')}\n" for e in manifest.engines)
-    return f"""# A model compiled by seqc, with its runtime
-
-    python -m zipfile -e {shlex.quote(file)} {folder} && cd {folder}
-    python -m pip install ./{wheel_name()}
-    python {EXAMPLE}
-
-Needs Python 3.11 or newer. The wheel ({DISTRIBUTION}) is pure Python and requires {NUMPY} and
-{
-        ONNXRUNTIME_GPU if gpu else ONNXRUNTIME
-    } only. Do not install it where the full seqc is: both provide the package `seqc`, and importing
-it is then an error. `{
-        ARTIFACT
-    }/manifest.json` describes the model and has the SHA-256 of each file, which loading compares.
-
-Inputs:
-
-{inputs}
-Outputs:
-
-{outputs}{f"{chr(10)}Sizes:{chr(10)}{chr(10)}{dims}" if dims else ""}{
-        f"{chr(10)}Engines:{chr(10)}{chr(10)}{engines}" if engines else ""
-    }"""
-
-
-def _example(manifest: Manifest) -> str:
-    """A script that loads the artifact and runs it once on zeros of the traced sizes; as a stream where it streams."""
-    traced = {name: dim.traced for name, dim in manifest.dims.items()}
-    rows = []
-    for port in manifest.inputs:
-        sizes = [size if isinstance(size, int) else evaluate(size, traced) for size in port.shape]
-        if None in sizes:
-            raise ArtifactError(f"input {port.name!r} has a size that cannot be worked out: {port}")
-        rows.append(f"    {port.name!r}: np.zeros({tuple(sizes)}, {port.dtype!r}),\n")
-    streams = manifest.steps_dim is not None
-    run = "outputs = session.run(inputs)\n"
-    if streams:
-        run = "stream = session.stream(session.rows_in(inputs))\noutputs = stream.step(inputs)  # and so on\n"
-    return f'''"""Loads the model beside this file and runs it on zeros."""
-
-from pathlib import Path
-
-import numpy as np
-
-import seqc.runtime
-
-session = seqc.runtime.load(Path(__file__).parent / "{ARTIFACT}")
-inputs = {{
-{"".join(rows)}}}
-{run}for name, value in outputs.items():
-    print(name, value.dtype, value.shape)
-'''

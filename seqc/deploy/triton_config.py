@@ -79,6 +79,9 @@ def model_config(manifest: Manifest, serving: Serving) -> tuple[Any, dict[str, b
     for port in manifest.outputs:
         _describe(config.output.add(), port, serving)
     files: dict[str, bytes] = {}
+    states = [state_port(state, manifest.dims) for state in manifest.states]
+    if serving.capacity is not None and all(state.grows is None for state in states):
+        raise UsageError("--capacity is for states that grow, and none of this artifact does")
     if not streams:
         if serving.max_batch:
             config.dynamic_batching.SetInParent()
@@ -86,9 +89,6 @@ def model_config(manifest: Manifest, serving: Serving) -> tuple[Any, dict[str, b
     sequences = config.sequence_batching
     sequences.max_sequence_idle_microseconds = round(serving.idle_seconds * 1e6)
     sequences.oldest.max_candidate_sequences = serving.sequences
-    states = [state_port(state, manifest.dims) for state in manifest.states]
-    if serving.capacity is not None and all(state.grows is None for state in states):
-        raise UsageError("--capacity is for states that grow, and none of this artifact does")
     for number, state in enumerate(states):
         _add_state(config, files, number, state, manifest, serving)
     if any(state.grows is not None for state in states):
