@@ -24,8 +24,8 @@ def readme(file: str, manifest: Manifest, gpu: bool) -> str:
         f"    python {EXAMPLE}",
         "",
         f"Needs Python 3.11 or newer. The wheel ({DISTRIBUTION}) is pure Python; it requires {NUMPY} and",
-        f"{ONNXRUNTIME_GPU if gpu else ONNXRUNTIME} only. Where the full seqc is installed the wheel is not needed, and must not",
-        "be installed over it: both have the package `seqc`, and importing it is then an error.",
+        f"{ONNXRUNTIME_GPU if gpu else ONNXRUNTIME} only. Where the full seqc is installed the wheel is not needed, and must",
+        "not be installed over it: both have the package `seqc`, and importing it is then an error.",
         f"`{ARTIFACT}/manifest.json` describes the model and has the SHA-256 of each file, which loading compares.",
     ]
     sections = {
