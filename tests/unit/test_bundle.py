@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import base64
+import csv
+import hashlib
+import io
 import json
 import os
 import subprocess
@@ -21,7 +25,7 @@ from torch import nn
 import seqc
 from seqc.cli.main import run
 from seqc.deploy.bundle import write_bundle
-from seqc.deploy.wheel import NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU, wheel_name
+from seqc.deploy.wheel import NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU, runtime_wheel, wheel_name
 from seqc.errors import ArtifactError, UsageError
 from seqc.runtime import load
 from tests.helpers.artifacts import replace_file, write_small
@@ -153,6 +157,17 @@ def test_every_import_of_the_wheel_is_in_it_or_in_what_it_requires(tmp_path: Pat
             for module in wanted:
                 top = str(module).split(".")[0]
                 assert module in modules or top == "numpy" or top in sys.stdlib_module_names, f"{name}: {module}"
+
+
+def test_the_record_of_the_wheel_has_the_hash_of_every_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(runtime_wheel())) as wheel:
+        (record,) = (n for n in wheel.namelist() if n.endswith(".dist-info/RECORD"))
+        rows = {name: (digest, size) for name, digest, size in csv.reader(wheel.read(record).decode().splitlines())}
+        assert list(rows) == wheel.namelist() and rows.pop(record) == ("", "")
+        for name, (digest, size) in rows.items():
+            content = wheel.read(name)
+            hashed = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+            assert (digest, int(size)) == (f"sha256={hashed}", len(content))
 
 
 def test_a_damaged_artifact_is_refused_and_the_old_bundle_stays(tmp_path: Path) -> None:
