@@ -91,11 +91,16 @@ def _open_session(path: Path, providers: Sequence[Provider] | None) -> Any:
             return _open(ort, path, [_CPU])
     if isinstance(providers, str) or not providers:
         raise ArtifactError(f"providers must be a list of names out of {', '.join(available)}, got {providers!r}")
-    names = [p if isinstance(p, str) else p[0] for p in providers]
+    names = [_name(provider) for provider in providers]
     for name in names:
+        if names.count(name) > 1:
+            raise ArtifactError(f"provider {name!r} is named twice: onnxruntime would drop the second with its options")
         if name not in available:
-            hint = nearest(name, available) or ":"
+            known: list[str] = ort.get_all_providers()
+            hint = ", it was built without it:" if name in known else nearest(name, known) or ":"
             raise ArtifactError(f"onnxruntime here has no provider {name!r}{hint} available are {', '.join(available)}")
+    if any(not isinstance(p, str) and p[0] == _CPU and p[1] for p in providers):
+        raise ArtifactError(f"provider {_CPU!r} takes no options: onnxruntime would ignore them")
     session = _open(ort, path, list(providers))
     active = session.get_providers()
     for name in names:
@@ -103,6 +108,15 @@ def _open_session(path: Path, providers: Sequence[Provider] | None) -> Any:
         if name not in active:
             raise ArtifactError(f"provider {name!r} cannot start on this machine: started are {', '.join(active)}")
     return session
+
+
+def _name(provider: Provider) -> str:
+    match provider:
+        case str():
+            return provider
+        case (str(name), dict()):
+            return name
+    raise ArtifactError(f"a provider is a name or a pair of a name and a dict of options, not {provider!r}")
 
 
 class Kept(Protocol):

@@ -41,12 +41,6 @@ def common_options(function: _F) -> _F:
     return function
 
 
-def provider_option(function: _F) -> _F:
-    """Add ``--provider``, which may be repeated."""
-    text = "onnxruntime execution provider; repeat in order."
-    return click.option("--provider", multiple=True, metavar="NAME", help=text)(function)
-
-
 def print_json(value: Any) -> None:
     """Print ``value`` as one strict JSON object; numbers that JSON lacks become strings."""
     click.echo(json.dumps(_strict(value), indent=2, ensure_ascii=False))

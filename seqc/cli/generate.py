@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from seqc.cli.console import State, common_options, note, print_json, provider_option
+from seqc.cli.console import State, common_options, note, print_json
+from seqc.cli.providers import provider_option
 from seqc.cli.tokens import Tokenizer, tokenizer
 from seqc.errors import UsageError
 from seqc.runtime.inputs import Array
+from seqc.runtime.ort import Provider
 
 
 @click.command("generate")
@@ -49,7 +51,7 @@ def command(
     texts: tuple[str, ...],
     numbers: tuple[str, ...],
     tokens: str | None,
-    provider: tuple[str, ...],
+    provider: tuple[Provider, ...],
     eos: tuple[int, ...],
     **options: Any,
 ) -> None:

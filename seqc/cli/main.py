@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import click
 
 import seqc
+from seqc.cli import bundle as bundle_command
 from seqc.cli import compile as compile_command
 from seqc.cli import generate as generate_command
 from seqc.cli import inspect as inspect_command
 from seqc.cli import passes as passes_command
 from seqc.cli import run as run_command
 from seqc.cli import targets as targets_command
+from seqc.cli import triton as triton_command
 from seqc.cli import verify as verify_command
 from seqc.cli.console import State, print_json
 from seqc.errors import SeqcError
@@ -41,6 +43,8 @@ for command in (
     generate_command.command,
     inspect_command.command,
     verify_command.command,
+    bundle_command.command,
+    triton_command.command,
     targets_command.command,
     passes_command.command,
 ):

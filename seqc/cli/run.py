@@ -12,10 +12,12 @@ from typing import Any
 import click
 import numpy as np
 
-from seqc.cli.console import State, common_options, human_bytes, note, print_json, provider_option, table
+from seqc.cli.console import State, common_options, human_bytes, note, print_json, table
 from seqc.cli.inputs import read_npz
+from seqc.cli.providers import provider_option
 from seqc.errors import UsageError
 from seqc.runtime import Manifest, Session
+from seqc.runtime.ort import Provider
 from seqc.runtime.pieces import in_pieces
 from seqc.runtime.shapes import evaluate
 
@@ -54,7 +56,7 @@ def command(
     load_state: str | None,
     save_state: str | None,
     output: str | None,
-    provider: tuple[str, ...],
+    provider: tuple[Provider, ...],
 ) -> None:
     """Run the artifact DIR once, or as a stream, and print what comes out."""
     if piece is None and (load_state or save_state):

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from seqc.cli.compile import vocabulary
-from seqc.cli.console import State, common_options, note, print_json, provider_option
+from seqc.cli.console import State, common_options, note, print_json
 from seqc.cli.inputs import Dimension, InputSpec, draw
+from seqc.cli.providers import provider_option
 from seqc.compare import Array
 from seqc.errors import UsageError, VerificationError
 from seqc.runtime import Manifest, Port
+from seqc.runtime.ort import Provider
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,7 @@ def command(
     tolerance: float | None,
     lengths: tuple[int, ...],
     seed: int,
-    provider: tuple[str, ...],
+    provider: tuple[Provider, ...],
     allow_pickle: bool,
 ) -> int:
     """Run the artifact DIR and the model SRC on the same inputs, of many sizes, and compare; exit 1 if they differ."""

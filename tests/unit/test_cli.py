@@ -19,6 +19,7 @@ from torch import nn
 import seqc
 from seqc.cli.inputs import Dimension, parse_dynamic, parse_input
 from seqc.cli.main import run
+from seqc.cli.providers import parse_provider
 from seqc.errors import UnsupportedModelError, UsageError, VerificationError
 
 
@@ -252,6 +253,8 @@ def test_run_with_random_inputs_is_reproducible(artifact: Path, capsys: pytest.C
         ([], "either --inputs"),
         (["--random", "", "-o", "no/such/out.npz"], "cannot be written|not a file"),
         (["--random", "", "--provider", "NoSuchProvider"], "NoSuchProvider"),
+        (["--random", "", "--provider", "CPUExecutionProvider:a=1"], "'CPUExecutionProvider' takes no options"),
+        (["--random", "", "--provider", "CUDAExecutionProvider:a"], "NAME:KEY=VALUE,KEY=VALUE"),
     ],
 )
 def test_run_with_wrong_arguments(
@@ -330,3 +333,22 @@ def test_input_specs() -> None:
     assert parse_dynamic(["a.b:-1=t"]) == {"a.b": {-1: "t"}}
     with pytest.raises(UsageError):
         parse_dynamic(["a=t"])
+
+
+@pytest.mark.parametrize(
+    ("text", "provider"),
+    [
+        ("CUDAExecutionProvider", "CUDAExecutionProvider"),
+        ("TensorrtExecutionProvider:trt_fp16_enable=1", ("TensorrtExecutionProvider", {"trt_fp16_enable": "1"})),
+        ("N:path=/a:b=c,device_id=0", ("N", {"path": "/a:b=c", "device_id": "0"})),
+        ("N:shapes=x:1x4,y:1x8,cache=", ("N", {"shapes": "x:1x4,y:1x8", "cache": ""})),
+    ],
+)
+def test_providers_are_read_with_their_options(text: str, provider: Any) -> None:
+    assert parse_provider(text) == provider
+
+
+@pytest.mark.parametrize("text", ["N:", "N:a", ":a=1", "N:a=1,a=2", "N:=1"])
+def test_malformed_providers_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="each key once"):
+        parse_provider(text)

@@ -284,6 +284,42 @@ def test_providers_and_their_options_are_passed_through(artifact: Path) -> None:
     assert session.providers == ("CPUExecutionProvider",)
 
 
+def test_options_of_gpu_providers_reach_onnxruntime_as_they_are(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    wanted = [("TensorrtExecutionProvider", {"trt_engine_cache_enable": "1"}), "CUDAExecutionProvider"]
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    real, seen = onnxruntime.InferenceSession, []
+
+    def started(path: str, options: Any, providers: Any, **kwargs: Any) -> Any:
+        seen.append(providers)
+        session = real(path, options, providers=["CPUExecutionProvider"], **kwargs)
+        monkeypatch.setattr(session, "get_providers", lambda: names)
+        return session
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", started)
+    assert seqc.runtime.load(artifact, wanted).providers == tuple(names)
+    assert seen == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("providers", "said"),
+    [
+        ([("CPUExecutionProvider",)], "a name or a pair of a name and a dict of options"),
+        ([("CPUExecutionProvider", "a=1")], "a name or a pair of a name and a dict of options"),
+        ([7], "a name or a pair of a name and a dict of options"),
+        ([("CPUExecutionProvider", {"threads": "1"})], "takes no options"),
+        (["CPUExecutionProvider"] * 2, "'CPUExecutionProvider' is named twice"),
+        ([("NvTensorRTRTXExecutionProvider", {"device_id": "0"})], "built without it: available are"),
+    ],
+)
+def test_providers_that_mean_nothing_are_refused(artifact: Path, providers: list[Any], said: str) -> None:
+    assert said in refusal(lambda: seqc.runtime.load(artifact, providers))
+
+
 def test_a_provider_that_cannot_start_is_refused(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 

@@ -1,0 +1,65 @@
+"""One archive with all that an artifact needs on the machine where it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import secrets
+import zipfile
+from pathlib import Path
+
+from seqc.deploy.archive import add
+from seqc.deploy.bundle_text import ARTIFACT, EXAMPLE, example, readme
+from seqc.deploy.wheel import runtime_wheel, wheel_name
+from seqc.errors import ArtifactError, UsageError
+from seqc.runtime import manifest as manifests
+from seqc.runtime.files import check_files
+from seqc.runtime.manifest import MANIFEST_FILE
+
+README = "README.md"
+
+
+def write_bundle(directory: str | Path, file: str | Path, gpu: bool = False) -> list[str]:
+    """Write the artifact in ``directory``, the runtime as a wheel, a README and an example to the zip archive ``file``.
+
+    Every file that the manifest names goes in, engines and goldens included. The same artifact gives the same bytes. ``file``
+    appears complete or stays as it was.
+
+    Args:
+        gpu: the wheel requires onnxruntime-gpu instead of onnxruntime.
+
+    Returns:
+        The names in the archive.
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged or altered, or the disk refuses.
+        UsageError: ``file`` is a directory, lies inside the artifact, or in a directory that does not exist.
+    """
+    source, target = Path(directory).resolve(), Path(file).resolve()
+    manifest = manifests.read(source)
+    check_files(source, manifest)
+    if target.is_dir() or not target.parent.is_dir():
+        raise UsageError(f"{file}: not a file that can be written")
+    if target.is_relative_to(source):
+        raise UsageError(f"{file} lies inside the artifact {directory}: name a file elsewhere")
+    made = {
+        README: readme(target.name, manifest, gpu).encode(),
+        EXAMPLE: example(manifest).encode(),
+        wheel_name(): runtime_wheel(gpu),
+    }
+    stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    try:
+        with zipfile.ZipFile(stage, "w") as archive:
+            for name, content in made.items():
+                add(archive, name, io.BytesIO(content), len(content))
+            for name in (MANIFEST_FILE, *sorted(manifest.files)):
+                with (source / name).open("rb") as content_file:
+                    add(archive, f"{ARTIFACT}/{name}", content_file, (source / name).stat().st_size)
+            names = archive.namelist()
+        stage.replace(target)
+    except OSError as error:
+        raise ArtifactError(f"cannot write the bundle {file}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink(missing_ok=True)
+    return names
