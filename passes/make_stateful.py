@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import sympy
@@ -14,7 +14,9 @@ from seqc.errors import UnsupportedModelError
 from seqc.program import Dim, Port, Program, State, module_path, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.streaming.concrete import Concrete
+from seqc.streaming.demand import of_the_model
 from seqc.streaming.derivation import CAPACITY, Derivation
+from seqc.streaming.sizes import bound
 from seqc.streaming.states import Slot, layer, names
 from seqc.streaming.time import time_of
 
@@ -40,7 +42,7 @@ class MakeStateful:
     tolerance: ClassVar[float] = 1e-5
 
     def __call__(self, program: Program) -> int:
-        time = time_of(program, self.time)
+        time = _bounded(program, time_of(program, self.time))
         derivation = Derivation(program, time, self.steps)
         derivation.run()
         slots = [slot for slot in derivation.slots if slot.following is not None]
@@ -48,6 +50,19 @@ class MakeStateful:
         slots.sort(key=lambda slot: order[slot.origin])
         _adopt(program, derivation, slots, time)
         return len(slots)
+
+
+def _bounded(program: Program, time: Dim) -> Dim:
+    """``time``, with as many steps at most as the model has entries for in tables that it reads by position."""
+    found = bound(program, time.symbol)
+    if found is None or (time.max is not None and time.max <= found[0]):
+        return time
+    most, where = found
+    _torch.set_largest(time.symbol, program.fake_mode, most)
+    bounded = replace(time, max=most)
+    program.dims = tuple(bounded if d.symbol == time.symbol else d for d in program.dims)
+    program.notes.append(f"a stream takes at most {most} steps: {place_of(of_the_model(where))} has no more")
+    return bounded
 
 
 def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> None:

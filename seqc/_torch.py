@@ -185,6 +185,21 @@ def faking(mode: FakeTensorMode) -> Iterator[None]:
         yield
 
 
+def bounds(expr: Any, symbol: sympy.Symbol) -> list[int]:
+    """The numbers c of all min(symbol, c) in a size."""
+    found = [e for e in expr.atoms(Min) if symbol in e.args]
+    return [min(int(a) for a in e.args if a.is_Integer) for e in found if any(a.is_Integer for a in e.args)]
+
+
+def without_bounds(expr: Any, symbol: sympy.Symbol, most: int) -> Any:
+    """A size with ``symbol`` in place of each min(symbol, c), where that is at most ``most`` and c is no less."""
+
+    def idle(e: Any) -> bool:
+        return isinstance(e, Min) and symbol in e.args and all(a == symbol or bool(a.is_Integer) for a in e.args)
+
+    return expr.replace(idle, lambda e: symbol if all(a == symbol or a >= most for a in e.args) else e)
+
+
 def size_expr(size: int | torch.SymInt) -> Any:
     """The sympy expression of a size."""
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)

@@ -72,7 +72,8 @@ def _band(d: Derivation, mask: fx.Node) -> int | None:
         return None
     found = set()
     # Of a mask as wide as the longest that are looked at as a whole, a little more than its window is.
-    for n in (length, 2 * length) if 2 * length <= _LONGEST else (min(length, length // 2 + 64),):
+    lengths = (length, 2 * length) if 2 * length <= _LONGEST else (min(length, length // 2 + 64),)
+    for n in map(d.within, lengths):
         try:
             value = _fresh(d, n).value(mask).movedim(d.axes(mask), (-2, -1))
         except Exception:  # what cannot be computed from positions alone is no mask
@@ -110,7 +111,11 @@ def _looked_at(d: Derivation, node: fx.Node, window: int | None) -> float | bool
     if length is None:
         return None
     try:
-        looked = d.concrete(min(length, _LONGEST)) if window is None else _fresh(d, max(length // 2, window) + 64)
+        looked = (
+            d.concrete(d.within(min(length, _LONGEST)))
+            if window is None
+            else _fresh(d, d.within(max(length // 2, window) + 64))
+        )
         value = looked.value(node)
     except Exception:  # what cannot be computed from positions alone is no mask
         return None

@@ -81,5 +81,10 @@ class NotCausal(UnsupportedModelError):
 def refuse(node: fx.Node, why: str, hint: str = "") -> NotCausal:
     """The error for ``node``, with where it stands in the user's model."""
     end = f"; {hint}" if hint else ""
-    at = next((n for n in (node, *node.users) if source_line(n)), node)
+    at = of_the_model(node)
     return NotCausal(f"no streaming form: {why} ({getattr(at.target, '__name__', at.target)} at {place_of(at)}){end}")
+
+
+def of_the_model(node: fx.Node) -> fx.Node:
+    """``node``, or what reads it where only that has a line in the user's model."""
+    return next((n for n in (node, *node.users) if source_line(n)), node)

@@ -44,7 +44,8 @@ class Derivation:
 
     def __init__(self, source: Program, time: Dim, steps: int | None = None) -> None:
         self.source, self.time = source, time.symbol
-        simplify(source, self.time)
+        self.longest = time.max
+        simplify(source, self.time, self.longest)
         self.steps: Any = time.symbol if steps is None else sympy.Integer(steps)
         self.capacity = _torch.new_symbol(source.fake_mode, "capacity", hint=CAPACITY)
         self.gm = fx.GraphModule({}, fx.Graph())
@@ -127,6 +128,10 @@ class Derivation:
         """Whether no other steps than the newest are wanted."""
         over = [(a, m) for a, m in enumerate(demand.modes) if isinstance(m, Window)]
         return all(m.is_same(self.newest_of(node, a)) for a, m in over)
+
+    def within(self, length: int) -> int:
+        """``length``, or the longest that there is."""
+        return length if self.longest is None else min(length, self.longest)
 
     def at(self, length: int) -> dict[sympy.Symbol, int]:
         """Sizes of all dimensions, with the sequence ``length`` long and the others small and different."""

@@ -93,6 +93,7 @@ def _even(d: Derivation, node: fx.Node) -> tuple[torch.Tensor, int] | None:
     if length is None:
         return None
     try:
+        length = d.within(length + 3) - 3
         short, longer = (d.concrete(n).value(node) for n in (length, length + 3))
     except Exception:  # what cannot be looked at is written operation by operation
         return None
@@ -129,6 +130,8 @@ def enough_steps(node: fx.Node) -> int | None:
     numbers = [8]
     for n in ancestors([node]):
         if n.op == "call_function" and n.target not in SHAPE_ONLY:
+            if n.target is aten.slice.Tensor:
+                numbers += [size for size in n.args[0].meta["val"].shape if isinstance(size, int)]  # type: ignore[union-attr]
             leaves = [abs(a) for a in flat_args(n) if isinstance(a, (int, float)) and not isinstance(a, bool)]
             numbers += [int(a) for a in leaves if a < _NO_LITERAL]
     largest = max(numbers)

@@ -81,7 +81,7 @@ def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     source, axis = arg["self"], arg["dim"] % node.meta["val"].dim()
     mode = demand.modes[axis]
     if axis not in d.axes(source):
-        return None
+        return _of_table(d, node, source, axis, demand)
     if mode is None:
         return _part(d, node, source, axis, _expr(arg["start"] or 0), demand)
     start = _expr(arg["start"] or 0)
@@ -98,6 +98,23 @@ def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     moved = Window(mode.start + int(start), mode.stop + int(start), mode.fill)
     need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
     return Plan(((source, need),), lambda new: new)
+
+
+def _of_table(d: Derivation, node: fx.Node, source: fx.Node, axis: int, demand: Demand) -> Plan | None:
+    """table[:n], of n steps: the entries of the positions at hand. A position that it has no entry for is an error."""
+    arg, mode = named_args(node), demand.modes[axis]
+    whole = arg["start"] in (None, 0) and arg["step"] == 1 and _torch.size_expr(node.meta["val"].shape[axis]) == d.time
+    if mode is None or not whole or (isinstance(mode, Window) and mode.start < 0):
+        return None
+    need = Demand(tuple(None if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end, demand.since)
+
+    def write(new: fx.Node) -> fx.Node:
+        at = d.positions(mode)
+        if isinstance(mode, Everything):  # places behind the newest step may be more than there are entries
+            at = d.emit(aten.clamp.default, at, None, d.size(_torch.size_expr(new.meta["val"].shape[axis])) - 1)
+        return d.emit(aten.index_select.default, new, axis, at)
+
+    return Plan(((source, need),), write)
 
 
 def _part(d: Derivation, node: fx.Node, source: fx.Node, axis: int, start: Any, demand: Demand) -> Plan | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy
 import torch
+import torch.fx as fx
 
 from seqc import _torch
 from seqc.outside import is_size
@@ -17,8 +18,8 @@ _FAR = (4099, 8190, 65536, 1000003)
 _LARGEST = 4096
 
 
-def simplify(program: Program, time: sympy.Symbol) -> None:
-    """Give the values of ``program`` the simpler sizes."""
+def simplify(program: Program, time: sympy.Symbol, longest: int | None) -> None:
+    """Give the values of ``program`` the simpler sizes, where there are at most ``longest`` steps."""
     env = program.fake_mode.shape_env
     traced = {d.symbol: d.traced for d in program.dims}
     known: dict[Any, Any] = {}
@@ -28,7 +29,8 @@ def simplify(program: Program, time: sympy.Symbol) -> None:
         if is_even(expr, time):
             return value
         if expr not in known:
-            known[expr] = simpler(expr, time)
+            bare = expr if longest is None else _torch.without_bounds(expr, time, longest)
+            known[expr] = simpler(bare, time)
         found = known[expr]
         return value if found == expr else _torch.symint(env, found, int(found.subs(traced)))
 
@@ -46,6 +48,22 @@ def simplify(program: Program, time: sympy.Symbol) -> None:
     for node in program.graph.nodes:
         value = node.meta.get("val")
         node.meta["val"] = size(value) if is_size(node) and isinstance(value, torch.SymInt) else of(value)
+
+
+def bound(program: Program, time: sympy.Symbol) -> tuple[int, fx.Node] | None:
+    """The least number that the steps, as many as were traced, are bounded by in a size, and where; None where none is.
+
+    A part ``table[:n]`` of n steps has min(n, entries) of them: a stream of more steps than entries does not go on.
+    """
+    traced = next(d.traced for d in program.dims if d.symbol == time)
+    found: dict[int, fx.Node] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, torch.Tensor) else ():
+            for most in _torch.bounds(_torch.size_expr(size), time):
+                if most >= traced:
+                    found.setdefault(most, node)
+    return min(found.items(), key=lambda item: item[0], default=None)
 
 
 def is_even(size: Any, time: sympy.Symbol) -> bool:
