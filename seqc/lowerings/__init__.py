@@ -19,7 +19,7 @@ FORMS: dict[str, tuple[str, ...]] = {
         "parallel_delta",
     ),
     "gated_rnn": ("native", "sequential"),
-    "causal_conv": ("standard", "conv", "contrib"),
+    "causal_conv": ("standard", "conv", "contrib", "taps"),
     "recurrence": ("loop", "blocked", "newton"),
     "lti_scan": ("chunked", "sequential", "prefix"),
 }
@@ -33,6 +33,7 @@ FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("parallel_chunks", "parallel_delta"),
     "recurrence": ("blocked",),
     "lti_scan": ("prefix",),
+    "causal_conv": ("taps",),
 }
 """The forms to try first where a target runs a loop as a kernel for each operation of each step."""
 
