@@ -13,7 +13,7 @@ import onnx_ir as ir
 from seqc.backends.tensorrt.build import build_engine, refused_sm
 from seqc.backends.tensorrt.log import Kernel, read_log
 from seqc.backends.tensorrt.package import PACKAGES, Package
-from seqc.backends.tensorrt.profiles import asked_ranges, bounded, ranges_of, shapes
+from seqc.backends.tensorrt.profiles import asked_ranges, bounded, ranges_of, shapes, sizes
 from seqc.backends.tensorrt.refused import check_taken
 from seqc.backends.tensorrt.settings import Range
 from seqc.backends.tensorrt.where import Origins
@@ -74,7 +74,7 @@ class Plan:
         engines = Engines({}, [], [], list(self.notes))
         for name, model in models.items():
             file = Path(name).with_suffix(".engine").name
-            ports = [(v.name or "", _sizes(v)) for v in model.graph.inputs]
+            ports = [(v.name or "", sizes(v)) for v in model.graph.inputs]
             origins, count = Origins(model), sum(1 for _ in model.graph.all_nodes())
             content, log = build_engine(
                 self.package,
@@ -137,11 +137,6 @@ def plan(target: Target, options: Mapping[str, Any]) -> Callable[[Signature, boo
 
 def _show(stage: Progress, file: str, nodes: int, phase: str, seconds: float) -> None:
     stage(f"{file}: {phase}", nodes, seconds)
-
-
-def _sizes(value: ir.Value) -> list[int | str]:
-    assert value.shape is not None, "inputs have shapes"
-    return [size if isinstance(size, int) else str(size.value) for size in value.shape]
 
 
 def _precision(model: ir.Model) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import onnx_ir as ir
+
 from seqc.backends.tensorrt.settings import Range
 from seqc.errors import UsageError
 from seqc.frontend.signature import Axis, Signature
@@ -74,6 +76,12 @@ def ranges_of(
         if found[name].max > high:
             raise UsageError(f"profile.{name} goes to {found[name].max}, but {name} is at most {high}")
     return found
+
+
+def sizes(value: ir.Value) -> list[int | str]:
+    """The symbolic shape of an input of a model."""
+    assert value.shape is not None, "inputs have shapes"
+    return [size if isinstance(size, int) else str(size.value) for size in value.shape]
 
 
 def shapes(ports: Iterable[tuple[str, Sequence[int | str]]], ranges: Mapping[str, Range]) -> dict[str, list[list[int]]]:
