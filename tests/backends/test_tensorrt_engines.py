@@ -69,6 +69,27 @@ class Attends(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
 
 
+class MambaLike(nn.Module):
+    """A causal convolution over channels and a selective scan behind it, as in Mamba's mixer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 3, groups=4, padding=2)
+        self.to_dt, self.to_bc = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.rate = nn.Parameter(-torch.rand(4, 2) - 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        u = nn.functional.silu(self.conv(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
+        dt = nn.functional.softplus(self.to_dt(u))
+        b, c = self.to_bc(u).chunk(2, -1)
+        h = torch.zeros(x.shape[0], 4, 2)
+        steps = []
+        for t in range(x.shape[1]):
+            h = torch.exp(dt[:, t, :, None] * self.rate) * h + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
+            steps.append((h * c[:, t, None]).sum(-1))
+        return torch.stack(steps, 1)
+
+
 class Bits(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x.int() & 3).float()
@@ -154,6 +175,16 @@ def test_a_streaming_model_has_an_engine_for_prefill_and_one_for_steps(tmp_path:
     assert step["profiles"] == [{"batch": rows, "capacity": room}]
     artifact = made.save(tmp_path / "made")
     assert {"model.engine", "step.engine", "model.onnx", "step.onnx"} <= set(read(artifact).files)
+
+
+def test_a_streaming_mamba_has_no_loop_over_steps() -> None:
+    made = compiled(MambaLike(), stateful=True, check=True)
+    prefill, step = made.manifest["engines"]
+    assert not prefill["has_step_loop"] and not step["has_step_loop"]
+    assert 1 <= step["kernels"] < prefill["kernels"] < 30
+    (lowered,) = [r for r in made.report["passes"] if r["name"] == "lower"]
+    assert any("causal_conv as taps" in r for r in lowered["reasons"])
+    assert any("selective_scan as prefix" in r for r in lowered["reasons"])
 
 
 def test_without_a_name_all_compute_capabilities_are_built_for() -> None:
