@@ -133,7 +133,7 @@ def test_an_engine_is_built_and_recorded(tmp_path: Path) -> None:
     assert 1 <= entry["kernels"] <= 6 and entry["has_step_loop"] is False
     assert entry["activation_bytes"] >= entry["scratch_bytes"] > 0
     assert entry["precision"] == ["float32"] and entry["package"] == "tensorrt-rtx"
-    assert {"model.engine: check", "model.engine: parse", "model.engine: write"} <= set(stages)
+    assert {f"model.engine: {phase}" for phase in ("check", "parse", "prepare", "build", "write")} <= set(stages)
     assert any("built and not run" in note for note in made.manifest["notes"])
     artifact = made.save(tmp_path / "made")
     manifest = read(artifact)
@@ -202,6 +202,12 @@ def test_a_gpu_that_nobody_named_is_left_out_with_a_note_where_it_cannot_do_it()
     assert any("no engine for sm=75" in note and "FP32 GEMM" in note for note in made.manifest["notes"])
     with pytest.raises(EngineError, match=r"Turing \(SM75\): FP32 GEMM.*name other GPUs"):
         seqc.compile(nn.Linear(4, 4), (X,), target="tensorrt-rtx", check=False, options={"sm": [75, 89]})
+
+
+def test_half_precision_is_built_and_told() -> None:
+    made = seqc.compile(nn.Linear(4, 4).half(), (X.half(),), target="tensorrt-rtx", check=False)
+    assert made.manifest["engines"][0]["sm"] == [75, 80, 86, 89, 120, 121]
+    assert made.manifest["engines"][0]["precision"] == ["float16"]
 
 
 def test_only_the_onnx_is_written_where_engines_are_off() -> None:

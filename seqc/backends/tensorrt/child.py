@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = 2  # Phases nested deeper are thousands.
+_SHORT = {
+    "Cloning network graph": "clone",
+    "Preparing graph for optimization": "prepare",
+    "Building engine from subgraph": "build",
+}
 _WORST = ("INTERNAL_ERROR", "ERROR")
 
 
@@ -59,7 +64,7 @@ def build(settings: dict[str, Any], log: Any) -> dict[str, Any]:
 
         def phase_finish(self, name: str) -> None:
             if self.depth.get(name, 0) == _SHOWN:
-                phase(name[:1].lower() + name[1:])
+                phase(_SHORT.get(name, name))
 
     logger, monitor = Log(), Monitor()
     try:
