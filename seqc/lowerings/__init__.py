@@ -33,9 +33,11 @@ FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("parallel_chunks", "parallel_delta"),
     "recurrence": ("blocked",),
     "lti_scan": ("prefix",),
-    "causal_conv": ("taps",),
 }
 """The forms to try first where a target runs a loop as a kernel for each operation of each step."""
+
+FIRST_IN_ENGINES: dict[str, tuple[str, ...]] = {"causal_conv": ("taps",)}
+"""The forms to try first for TensorRT, which fuses element-wise operations (ONNX Runtime on a GPU runs each by itself)."""
 
 OWN_WITHOUT_LOOPS: dict[str, str] = {"linear_attention": "contrib", "causal_conv": "contrib"}
 """The form to try even before that: one operator of the runtime's own, which has no loop (ONNX Runtime has kernels of both
