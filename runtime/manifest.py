@@ -201,7 +201,7 @@ def parse(data: object) -> Manifest:
         tolerances=MappingProxyType({n: _tolerance(n, v) for n, v in root.get("tolerances", dict).items()}),
         notes=root.strings("notes", []),
         files=MappingProxyType({_file_name(name): _file(fields) for name, fields in root.objects_by_name("files")}),
-        engines=tuple(MappingProxyType(f.data) for f in root.objects("engines", [])),
+        engines=tuple(_engine(fields) for fields in root.objects("engines", [])),
         tools=MappingProxyType(root.get("tools", dict, {})),
         peak_activations=_peak(root),
         steps_dim=root.get("steps_dim", str) if root.data.get("steps_dim") is not None else None,
@@ -310,6 +310,22 @@ def _dim(fields: _Fields) -> DimRange:
 
 def _pass(fields: _Fields) -> AppliedPass:
     return AppliedPass(fields.get("name", str), fields.get("changes", int), fields.strings("reasons", []))
+
+
+def _engine(fields: _Fields) -> Mapping[str, Any]:
+    """The entry as it is, where what everybody relies on is in it."""
+    _file_name(fields.get("file", str))
+    for key in ("kernels", "scratch_bytes", "activation_bytes", "weight_bytes"):
+        fields.get(key, int)
+    if not all(type(sm) is int for sm in fields.get("sm", list)):
+        raise fields.fail("sm", "must be a list of integers")
+    if not isinstance(fields.data.get("has_step_loop"), bool):
+        raise fields.fail("has_step_loop", "must be a boolean")
+    for profile in fields.objects("profiles"):
+        for sizes in (profile.get(name, dict) for name in profile.data):
+            if not all(type(sizes.get(which)) is int for which in ("min", "opt", "max")):
+                raise fields.fail("profiles", "must give the min, opt and max of each dimension")
+    return MappingProxyType(fields.data)
 
 
 def _peak(root: _Fields) -> PeakActivations | None:

@@ -35,6 +35,7 @@ def write_artifact(
     text: str,
     *,
     step: ir.Model | None = None,
+    engines: Mapping[str, bytes] | None = None,
     overwrite: bool = True,
 ) -> Path:
     """Write ``model`` and what describes it to ``directory``, which appears complete or stays as it was.
@@ -47,6 +48,7 @@ def write_artifact(
         report: JSON-serialisable, stored as ``report.json``.
         text: the text form of the Program, stored as ``program.txt``.
         step: the form of a streaming model for one new step; both then share one file of weights.
+        engines: what was built of the models, by file name.
         overwrite: False refuses a directory that already holds an artifact.
 
     Returns:
@@ -68,6 +70,8 @@ def write_artifact(
             _write_model(stage, model)
         else:
             write_sharing(stage, {MODEL_FILE: model, STEP_FILE: step}, DATA_FILE)
+        for name, content in (engines or {}).items():
+            (stage / name).write_bytes(content)
         files = {path.name: dataclasses.asdict(digest(path)) for path in sorted(stage.iterdir())}
         _write_json(stage / MANIFEST_FILE, {**manifest, "format_version": FORMAT_VERSION, "files": files})
         _put_in_place(stage, target)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 import seqc
 from seqc import _torch
 from seqc.artifact import write_artifact
+from seqc.backends.tensorrt.engines import Plan, plan
 from seqc.check import CheckReport, check, first_divergence, to_numpy
 from seqc.compare import default_tolerance
 from seqc.errors import UsageError, VerificationError
@@ -37,6 +38,7 @@ from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
+from seqc.runtime.manifest import MODEL_FILE, STEP_FILE
 from seqc.runtime.ort import RELEASED_OPSET
 from seqc.streaming.chunks import first_states, in_chunks, states_json
 from seqc.streaming.time import time_of
@@ -64,13 +66,21 @@ class Compiled:
     report: dict[str, Any]
     step_model: ir.Model | None = None
     """Of a streaming artifact: the form for one new step, which shares the weights of ``model``."""
+    engines: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """What a target that has engines builds of these models, by file name."""
     _session: Session | None = field(default=None, repr=False)
     _directory: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     def save(self, directory: str | Path) -> Path:
         """Write the artifact; the directory appears complete or not at all. Raises ArtifactError."""
         return write_artifact(
-            directory, self.model, self.manifest, self.report, text(self.program), step=self.step_model
+            directory,
+            self.model,
+            self.manifest,
+            self.report,
+            text(self.program),
+            step=self.step_model,
+            engines=self.engines,
         )
 
     @property
@@ -126,10 +136,12 @@ def compile(
                     batch 1 and 3; a difference raises VerificationError naming the first pass after which it shows
     progress        called as ``progress(stage, nodes, seconds)`` when a stage has ended
 
-    Raises UsageError, UnsupportedModelError (with the source line), UnsupportedOpError, VerificationError.
+    Raises UsageError, UnsupportedModelError (with the source line), UnsupportedOpError, VerificationError, and where engines
+    are built MissingExtraError and EngineError.
     """
     chosen = parse_options(options)
     goal = get_target(target)
+    engines = plan(goal, chosen)
     version = goal.check_opset(opset)
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
     settings = {form: {name: chosen[f"{form}.{name}"] for name in told} for form, told in SETTINGS.items()}
@@ -144,7 +156,10 @@ def compile(
     # what is tried on random numbers leaves the user's own sequence of them as it was
     with evaluating(module), torch.random.fork_rng(devices=()):
         signature = bind(module, examples, shapes)
-        return _compile(module, signature, goal, version, steps, chosen, check, progress)
+        planned = engines(signature, stateful) if engines is not None else None
+        if planned is not None:
+            signature = planned.signature
+        return _compile(module, signature, goal, version, steps, chosen, check, progress, planned)
 
 
 def _compile(
@@ -156,6 +171,7 @@ def _compile(
     options: dict[str, Any],
     checked: bool,
     progress: Progress | None,
+    engines: Plan | None,
 ) -> Compiled:
     from seqc.backends.onnx import export
 
@@ -202,7 +218,22 @@ def _compile(
         if not result.ok:
             _fail(result, source, traced, steps, compiled, signature, tolerance)
         stage("check", len(result.cases), time.perf_counter() - start)
+    if engines is not None:
+        _build(engines, compiled, stage)
     return compiled
+
+
+def _build(engines: Plan, compiled: Compiled, stage: Progress) -> None:
+    """Build the engines of the models and hold them in ``compiled``."""
+    models = {MODEL_FILE: compiled.model} | ({STEP_FILE: compiled.step_model} if compiled.step_model else {})
+    with tempfile.TemporaryDirectory(prefix="seqc-") as folder:
+        artifact = compiled.save(Path(folder) / "artifact")
+        built = engines.build(artifact, models, compiled.manifest["dims"], stage)
+    compiled.engines.update(built.files)
+    compiled.manifest["engines"] = built.entries
+    compiled.manifest["tools"][engines.package.distribution] = engines.version
+    compiled.manifest["notes"] += built.notes
+    compiled.report["engines"] = built.report
 
 
 def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) -> ir.Model:

@@ -43,3 +43,7 @@ class UnsupportedModelError(SeqcError):
 
 class UnsupportedOpError(UnsupportedModelError):
     """No lowering of the target accepts an op; lists every refusal."""
+
+
+class EngineError(UnsupportedModelError):
+    """TensorRT builds no engine of a model; names the node where that is known, and what to try."""

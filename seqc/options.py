@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seqc.backends.tensorrt.settings import parse_bytes, parse_range, parse_sms
 from seqc.errors import UsageError
 from seqc.lowerings import FORMS, SETTINGS
 
@@ -85,8 +86,36 @@ OPTIONS: dict[str, Option] = {
             _tolerance,
             "by how much of the state's scale a step's equation may be off before the loop is taken instead",
         ),
+        Option(
+            "engines", "on", "on or off", _choice("on", "off"), "build engines where the target has some, or ONNX only"
+        ),
+        Option(
+            "sm",
+            (),
+            "compute capabilities such as 89,120, or all",
+            parse_sms,
+            "the GPUs that engines are built for",
+        ),
+        Option(
+            "workspace",
+            0,
+            "a size such as 2GiB",
+            parse_bytes,
+            "memory that an engine may use besides weights and activations; 0 is no limit",
+        ),
     )
 }
+
+FAMILIES: dict[str, Option] = {
+    "profile.": Option(
+        "profile.DIM",
+        None,
+        "MIN,OPT,MAX or one size",
+        parse_range,
+        "the sizes of a dimension that an engine takes, and the one it is made fast for",
+    ),
+}
+"""Options whose names end in a name of the model's, by what they begin with; those that are not given are left out."""
 
 
 def parse_options(items: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, Any]:
@@ -97,10 +126,12 @@ def parse_options(items: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, An
     given: dict[str, Any] = {}
     pairs = items.items() if isinstance(items, Mapping) else (_split(item) for item in items)
     for key, value in pairs:
-        option = OPTIONS.get(key)
+        family = next((prefix for prefix in FAMILIES if str(key).startswith(prefix) and key != prefix), "")
+        option = FAMILIES[family] if family else OPTIONS.get(key)
         if option is None:
-            near = difflib.get_close_matches(str(key), OPTIONS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(OPTIONS)}"
+            known = [*OPTIONS, *(o.name for o in FAMILIES.values())]
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise UsageError(f"unknown option {key!r}; {hint}")
         if key in given:
             raise UsageError(f"option {key!r} is given twice")
@@ -108,7 +139,7 @@ def parse_options(items: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, An
             given[key] = option.parse(value)
         except (ValueError, TypeError) as error:
             raise UsageError(f"option {key!r} takes {option.allowed}, not {value!r}") from error
-    return {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+    return {**{name: option.default for name, option in OPTIONS.items()}, **given}
 
 
 def _split(item: str) -> tuple[str, str]:

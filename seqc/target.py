@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seqc.errors import UsageError
 
@@ -17,7 +17,8 @@ class Target:
     ``domains`` the operator domains it has besides the standard one. ``avoids_loops`` says that a loop costs a kernel for each
     operation of each step there. ``longest`` is the size up to which a dimension without an upper bound can be used (None:
     any). ``on_cpu`` says that it runs on a CPU; ``measured`` is False where the order of forms follows from what is known of
-    the runtime, not from measurements on it.
+    the runtime, not from measurements on it. ``engines`` is the package that builds engines of the ONNX model, empty where none
+    are built.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Target:
     longest: int | None = None
     on_cpu: bool = True
     measured: bool = True
+    engines: str = ""
 
     def check_opset(self, asked: int | None) -> int:
         """The opset to emit. Raises UsageError where ``asked`` is outside the range."""
@@ -46,6 +48,18 @@ class Target:
 
 
 _OWN_ARE_FASTER = ": by default ONNX Runtime refuses newer ones, and for what 27 adds it has operators of its own"
+
+_TENSORRT = Target(
+    name="tensorrt",
+    summary="engines of TensorRT, built on the GPU they are for: standard operators without plugins, scans without loops",
+    runs_on="onnxruntime",
+    opsets=range(18, 25),
+    default_opset=20,
+    dtypes=("float32", "float16", "int64", "int32", "bool"),
+    avoids_loops=True,
+    longest=65536,
+    engines="tensorrt",
+)
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -80,15 +94,12 @@ TARGETS: dict[str, Target] = {
             on_cpu=False,
             measured=False,
         ),
-        Target(
-            name="tensorrt",
-            summary="ONNX for TensorRT to build engines of: standard operators without plugins, scans without loops",
-            runs_on="onnxruntime",
-            opsets=range(18, 25),
-            default_opset=20,
-            dtypes=("float32", "float16", "int64", "int32", "bool"),
-            avoids_loops=True,
-            longest=65536,
+        _TENSORRT,
+        replace(
+            _TENSORRT,
+            name="tensorrt-rtx",
+            summary="engines of TensorRT for RTX, built without a GPU for the compute capabilities named (--opt sm=89,120)",
+            engines="tensorrt_rtx",
         ),
     )
 }

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seqc.cli.console import Progress, State, common_options, human_bytes, peak_line, print_json, table
+from seqc.cli.console import Progress, State, common_options, engine_line, human_bytes, peak_line, print_json, table
 from seqc.cli.inputs import draw, fixed_sizes, parse_dynamic, parse_input, read_npz
 from seqc.errors import UsageError
-from seqc.options import OPTIONS, parse_options
+from seqc.options import FAMILIES, OPTIONS, Option, parse_options
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from seqc.frontend.load import Loaded
 
-_EPILOG = "Options for --opt: " + "; ".join(f"{o.name}={o.default} ({o.help}; {o.allowed})" for o in OPTIONS.values())
+
+def _told(option: Option) -> str:
+    default = "" if option.default is None else f"={'all' if option.default == () else option.default}"
+    return f"{option.name}{default} ({option.help}; {option.allowed})"
+
+
+_EPILOG = "Options for --opt: " + "; ".join(map(_told, (*OPTIONS.values(), *FAMILIES.values())))
 
 
 @click.command("compile", epilog=_EPILOG)
@@ -167,6 +173,7 @@ def summary(output: str, manifest: dict[str, Any]) -> str:
         top = f"to {dim['max']}" if dim["max"] is not None else "or more"
         rows.append(["dim", name, f"{dim['min']} {top}, traced at {dim['traced']}"])
     size = sum(file["bytes"] for file in manifest["files"].values())
+    rows += [["engine", e["file"], engine_line(e)] for e in manifest["engines"]]
     peak = manifest.get("peak_activations")
     notes = f"\n  {peak_line(peak)}" if peak else ""
     notes += "".join(f"\n  note: {text}" for text in manifest.get("notes", []))

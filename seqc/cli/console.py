@@ -85,6 +85,16 @@ def peak_line(peak: Mapping[str, Any]) -> str:
     return f"peak activations about {after} ({before} before the passes){f' at {sizes}' if sizes else ''}{where}"
 
 
+def engine_line(engine: Mapping[str, Any]) -> str:
+    """An engine of the manifest for people: for which GPUs and sizes, how many kernels, what memory it needs."""
+    (profile,) = engine["profiles"]
+    sizes = ", ".join(f"{name} {r['min']} to {r['max']} (best at {r['opt']})" for name, r in profile.items())
+    gpus = f"sm {','.join(map(str, engine['sm']))}" if engine["sm"] else "the GPU it was built on"
+    loop = ", a loop over steps" if engine["has_step_loop"] else ""
+    memory = f"{human_bytes(engine['activation_bytes'])} of activations"
+    return f"{gpus}; {engine['kernels']} kernels{loop}; {memory}; {sizes or 'fixed sizes'}"
+
+
 class Progress:
     """Prints a line on stderr as each stage ends; on a terminal also what time the running stage has taken.
 

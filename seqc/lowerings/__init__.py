@@ -19,7 +19,7 @@ FORMS: dict[str, tuple[str, ...]] = {
         "parallel_delta",
     ),
     "gated_rnn": ("native", "sequential"),
-    "causal_conv": ("standard", "conv", "contrib"),
+    "causal_conv": ("standard", "conv", "contrib", "taps"),
     "recurrence": ("loop", "blocked", "newton"),
     "lti_scan": ("chunked", "sequential", "prefix"),
 }
@@ -35,6 +35,9 @@ FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
     "lti_scan": ("prefix",),
 }
 """The forms to try first where a target runs a loop as a kernel for each operation of each step."""
+
+FIRST_IN_ENGINES: dict[str, tuple[str, ...]] = {"causal_conv": ("taps",)}
+"""The forms to try first for TensorRT, which fuses element-wise operations (ONNX Runtime on a GPU runs each by itself)."""
 
 OWN_WITHOUT_LOOPS: dict[str, str] = {"linear_attention": "contrib", "causal_conv": "contrib"}
 """The form to try even before that: one operator of the runtime's own, which has no loop (ONNX Runtime has kernels of both

@@ -14,6 +14,9 @@ from seqc.program import named_args
 
 aten = torch.ops.aten
 
+MOST_TAPS = 32
+"""Beyond, one Conv is less work to compile than a product for each tap."""
+
 
 def conv(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """One convolution; without a state the zeros are its padding, and the line is written for the final state only."""
@@ -29,6 +32,34 @@ def conv(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     first = size_of(emit, x, 2)
     length = first + steps if isinstance(first, int) else emit(operator.add, first, steps)
     return [y, emit(aten.slice.Tensor, line, 2, first, length)]
+
+
+def taps(emit: Emitter, node: fx.Node) -> list[fx.Node]:
+    """A sum of shifted products, which TensorRT fuses into one kernel with what is around it.
+
+    Its builder (1.7.1 of the package for RTX) fails on the branch for single steps that ``conv`` has in the graph.
+    """
+    x, weight, bias, state, dilation = named_args(node).values()
+    count = weight.meta["val"].shape[2]
+    if count > MOST_TAPS:
+        raise Refused(f"{count} taps, more than {MOST_TAPS}")
+    steps = reach(weight.meta["val"], dilation)
+    if state is None:
+        state = emit(aten.new_zeros.default, x, [size_of(emit, x, 0), size_of(emit, x, 1), steps])
+    line, length = emit(aten.cat.default, [state, x], 2), size_of(emit, x, 2)
+    column = emit(aten.permute.default, weight, [2, 0, 1])
+    y = None
+    for j in range(count):
+        start = j * dilation
+        end = length + start if isinstance(length, int) else emit(operator.add, length, start)
+        part = emit(aten.slice.Tensor, line, 2, start, end)
+        product = emit(aten.mul.Tensor, part, emit(aten.select.int, column, 0, j))
+        y = product if y is None else emit(aten.add.Tensor, y, product)
+    assert y is not None, "a convolution has a tap"
+    if bias is not None:
+        y = emit(aten.add.Tensor, y, emit(aten.unsqueeze.default, bias, 1))
+    last = length + steps if isinstance(length, int) else emit(operator.add, length, steps)
+    return [y, emit(aten.slice.Tensor, line, 2, length, last)]
 
 
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
@@ -77,4 +108,5 @@ LOWERINGS = (
         standard,
         opset=27,
     ),
+    Lowering("seqc::causal_conv", "taps", "a shifted product for each tap: no branch for single steps", taps),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from seqc.lowerings import (
+    FIRST_IN_ENGINES,
     FIRST_WITHOUT_LOOPS,
     FORMS,
     OWN_WITHOUT_LOOPS,
@@ -55,5 +56,6 @@ def forms_of(op: str, target: Target) -> tuple[Lowering, ...]:
     """The forms of ``op`` in the order in which they are tried for ``target``; none where it is no op that is lowered."""
     forms = LOWERINGS.get(op, ())
     first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::"), ()) if target.avoids_loops else ()
+    first += FIRST_IN_ENGINES.get(op.removeprefix("seqc::"), ()) if target.engines else ()
     own = OWN_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
     return tuple(sorted(forms, key=lambda form: (form.name != own, form.name not in first)))

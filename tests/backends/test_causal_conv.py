@@ -94,3 +94,13 @@ def test_extreme_values_stay_where_they_are() -> None:
         (x,) = inputs(model, length, False)
         x[0, :, 0], x[1, :, -1] = float("inf"), 1e38
         assert_same(run(compiled, [x]), model(x), 1e-6)
+
+
+def test_taps_have_no_branch_and_wide_kernels_stay_convolutions() -> None:
+    for taps, expected in ((4, "as taps"), (40, "as conv: ")):
+        model = Convolves(taps, 1, True, slice(None))
+        program = seqc.trace(model, inputs(model, 9, True), [{0: "batch", 2: "sequence"}, {0: "batch"}])
+        (record,) = run_passes(program, [Lower(TARGETS["tensorrt"])])
+        assert expected in record.reasons[0]
+        assert ("If" in operators(export(program))) == (taps == 40)
+    assert "40 taps, more than 32" in record.reasons[0]

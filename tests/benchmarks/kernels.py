@@ -2,32 +2,33 @@
 
 ``python -m tests.benchmarks.kernels [--length 2048] [--longest 4096] [--only NAME ...]``, with the extra ``[rtx]`` installed.
 
-Float32, batch 1, of a free length. Each engine is built in a process of its own: TensorRT may abort its process.
+Float32, batch 1, of a free length, for compute capability 8.9.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import re
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
 
 import seqc
 from seqc.backends.onnx import export
+from seqc.backends.tensorrt.build import build_engine
+from seqc.backends.tensorrt.log import read_log
+from seqc.backends.tensorrt.package import PACKAGES
+from seqc.backends.tensorrt.profiles import shapes, sizes
+from seqc.backends.tensorrt.settings import Range
+from seqc.backends.tensorrt.where import Origins
 from seqc.lowerings.lower import Lower
 from seqc.passes import DEFAULT, FoldConstants
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
 from tests.benchmarks.scans import CASES, Calls, Case
 
-# What the builder lists beside kernels: calls on the host, and waits between streams.
-_NO_KERNELS = frozenset({"shape_call", "signal", "wait"})
 _LOOPS = frozenset({"Loop", "Scan"})
 
 
@@ -106,8 +107,8 @@ NAMES = (
 """What the README shows; every other case can be named by ``--only``."""
 
 
-def write(case: Case, path: Path, longest: int) -> int:
-    """Write the case as ONNX for TensorRT, of a length up to ``longest``; returns the number of loops in it."""
+def write(case: Case, path: Path, longest: int) -> ir.Model:
+    """Write the case as ONNX for TensorRT, of a length up to ``longest``; returns what was written."""
     sequence = torch.export.Dim("sequence", max=longest)
     shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
     model = case.function if isinstance(case.function, torch.nn.Module) else Calls(case.function)
@@ -115,43 +116,7 @@ def write(case: Case, path: Path, longest: int) -> int:
     run_passes(program, [*(DEFAULT if case.op == "recurrence" else ()), Lower(TARGETS["tensorrt"]), FoldConstants()])
     onnx = export(program)
     ir.save(onnx, path)
-    return sum(node.op_type in _LOOPS for node in onnx.graph.all_nodes())
-
-
-def build(path: str, length: int, longest: int, results: Any) -> None:
-    """Build an engine for compute capability 8.9 and put (kernels, megabytes of activations) into ``results``."""
-    import tensorrt_rtx as trt
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.text: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.text.append(message)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(path):
-        raise SystemExit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        free = [[n if size < 0 else size for size in tensor.shape] for n in (1, length, longest)]
-        profile.set_shape(tensor.name, *free)
-    config.add_optimization_profile(profile)
-    if builder.build_serialized_network(network, config) is None:
-        raise SystemExit("TensorRT builds no engine of it")
-    layers = next(text for text in log.text if text.lstrip().startswith("Layers:"))
-    kinds = [kind for kind in re.findall(r"LayerType: (\w+)", layers) if kind not in _NO_KERNELS]
-    memory = re.findall(r"Total Activation Memory: (\d+)", "\n".join(log.text))
-    results.put((len(kinds), int(memory[-1]) / 1e6))
+    return onnx
 
 
 def main() -> None:
@@ -161,19 +126,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(NAMES))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    context = multiprocessing.get_context("spawn")
+    sequence = {"sequence": Range(1, options.length, options.longest)}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             path = Path(folder) / "model.onnx"
-            loops = write((CASES | LOOPS)[name], path, options.longest)
-            results = context.Queue()
-            process = context.Process(target=build, args=(str(path), options.length, options.longest, results))
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit(f"{name}: the builder ended with {process.exitcode}")
-            kernels, megabytes = results.get()
-            found = f"{kernels} kernels, {loops} loops, {megabytes:.0f} MB of activations"
+            model = write((CASES | LOOPS)[name], path, options.longest)
+            loops = sum(node.op_type in _LOOPS for node in model.graph.all_nodes())
+            inputs = shapes(((v.name or "", sizes(v)) for v in model.graph.inputs), sequence)
+            _, log = build_engine(PACKAGES["tensorrt_rtx"], path, Origins(model), inputs, sms=(89,))
+            built = read_log(log)
+            megabytes = built.memory["activation_bytes"] / 1e6
+            found = f"{len(built.kernels)} kernels, {loops} loops, {megabytes:.0f} MB of activations"
             print(f"{name}: {found} at lengths up to {options.longest}", flush=True)
 
 
