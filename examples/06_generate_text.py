@@ -22,7 +22,7 @@ NAMES = sys.argv[1:] or ["transformer", "mamba", "hybrid"]
 
 for name in NAMES:
     model = trained(name)
-    compiled = seqc.compile(model, (torch.randint(256, (1, 17)),), stateful=True)
+    compiled = seqc.compile(model, (torch.randint(256, (1, 9)),), stateful=True)
     session = seqc.runtime.load(compiled.save(Path(tempfile.mkdtemp()) / name))
     memory = session.memory()
     start = time.perf_counter()
