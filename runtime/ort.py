@@ -129,10 +129,16 @@ class Kept(Protocol):
     def tensor_size_in_bytes(self) -> int: ...
 
 
-def keep(array: Array) -> Kept:
+def keep(array: Array, device: str = "cpu") -> Kept:
     """``array``, which must not be written to any more, as an OrtValue."""
-    value: Kept = import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    plain = np.ascontiguousarray(array).reshape(array.shape)
+    value: Kept = import_onnxruntime().OrtValue.ortvalue_from_numpy(plain, device)
     return value
+
+
+def device_of(ort_session: Any) -> str:
+    """Where the first provider of a session computes."""
+    return "cuda" if ort_session.get_providers()[0] == _CUDA else "cpu"
 
 
 def run_bound(
@@ -152,7 +158,7 @@ def run_bound(
         ArtifactError: onnxruntime failed inside the model.
     """
     binding = ort_session.io_binding()
-    device = "cuda" if ort_session.get_providers()[0] == _CUDA else "cpu"
+    device = device_of(ort_session)
     # held until the run is over: a binding does not keep what it reads alive
     given = {**{n: keep(a) for n, a in inputs.items()}, **states}
     with _running() as options:

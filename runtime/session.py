@@ -13,7 +13,7 @@ from seqc.runtime.files import check_files
 from seqc.runtime.generate import Generator, OnToken, prompts_of, token_ports
 from seqc.runtime.inputs import Array, prepare
 from seqc.runtime.manifest import MODEL_FILE, STEP_FILE, DimRange, Manifest, Port
-from seqc.runtime.ort import Kept, Provider, open_session, run_bound, run_session
+from seqc.runtime.ort import Kept, Provider, device_of, open_session, run_bound, run_session
 from seqc.runtime.rows import Rows
 from seqc.runtime.sampling import Sampling
 from seqc.runtime.states import StateMemory, StatePort, memory, state_port
@@ -29,7 +29,9 @@ class Session:
     def __init__(self, manifest: Manifest, ort_session: Any, step_session: Any = None) -> None:
         self._manifest = manifest
         self._ort, self._step = ort_session, step_session
-        self.states: tuple[StatePort, ...] = tuple(state_port(s, manifest.dims) for s in manifest.states)
+        self.states: tuple[StatePort, ...] = tuple(
+            state_port(s, manifest.dims, device_of(ort_session)) for s in manifest.states
+        )
         self._rows = Rows(manifest)
         for found in (ort_session, step_session) if step_session is not None else (ort_session,):
             self._check_names(found)

@@ -22,7 +22,7 @@ class StatePort:
 
     ``initial`` is its value before the first step, of one row (one stream) along ``batch_axis``; a state without that axis is
     shared by all rows that are in step. ``grows`` is the axis of a growing state's places, one for each step; ``initial`` has
-    none of these.
+    none of these. ``device`` is where onnxruntime keeps it.
     """
 
     port: Port
@@ -30,6 +30,7 @@ class StatePort:
     initial: Array
     batch_axis: int | None
     grows: int | None
+    device: str = "cpu"
 
     def start(self, rows: int, places: int = 0) -> Array:
         """The state of ``rows`` streams before their first step, with room for so many where it grows."""
@@ -49,16 +50,21 @@ class StatePort:
 
     def moved(self, value: Kept, taken: int, places: int) -> Kept:
         """The state in a new buffer of so many places, where it grows; what was taken of the old one is copied."""
-        return value if self.grows is None else keep(self._with_room(value.numpy(), taken, places))
+        return value if self.grows is None else self.keep(self._with_room(value.numpy(), taken, places))
+
+    def keep(self, value: Array) -> Kept:
+        """``value`` where the model computes."""
+        return keep(value, self.device)
 
     def taken(self, value: Kept, taken: int) -> Array:
-        """A copy of what is filled of the state."""
+        """What is filled of the state."""
         return self._with_room(value.numpy(), taken, taken)
 
     def fault(self, value: Array, rows: int, steps: int) -> str:
         """What is wrong with ``value`` as this state of ``rows`` streams after ``steps``; empty where nothing is."""
-        wanted = self.start(rows, steps)
-        if value.dtype == wanted.dtype and value.shape == wanted.shape:
+        wanted = self.start(rows)
+        shape = tuple(steps if axis == self.grows else size for axis, size in enumerate(wanted.shape))
+        if value.dtype == wanted.dtype and value.shape == shape:
             return ""
         expected = f"{self.port.dtype}{spell(self.port.shape)}"
         return f"state {self.port.name!r} of {rows} rows must be {expected}, got {value.dtype}{spell(value.shape)}"
@@ -69,13 +75,13 @@ class StatePort:
             return self.moved(value, taken, taken)
         width = self.initial.shape[self.batch_axis]
         index = [row * width + i for row in rows for i in range(width)]
-        return keep(np.take(self.taken(value, taken), index, self.batch_axis))
+        return self.keep(np.take(self.taken(value, taken), index, self.batch_axis))
 
     def join(self, values: list[Kept], taken: int) -> Kept:
         """The state of the streams of all ``values``, in this order, with as many places as are taken."""
         if self.batch_axis is None:
             return self.moved(values[0], taken, taken)
-        return keep(np.concatenate([self.taken(value, taken) for value in values], self.batch_axis))
+        return self.keep(np.concatenate([self.taken(value, taken) for value in values], self.batch_axis))
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def memory(states: Iterable[StatePort]) -> StateMemory:
     return StateMemory(fixed, per_step)
 
 
-def state_port(state: State, dims: Iterable[str]) -> StatePort:
+def state_port(state: State, dims: Iterable[str], device: str = "cpu") -> StatePort:
     """The state that a manifest with these dimensions describes. Raises ArtifactError where its first value does not fit."""
     port, ones = state.port, dict.fromkeys(dims, 1)
     sizes = [size if isinstance(size, int) else evaluate(size, ones) for size in port.shape]
@@ -109,7 +115,7 @@ def state_port(state: State, dims: Iterable[str]) -> StatePort:
         initial = from_json(state.initial, shape, port.dtype)
     except ValueError as error:
         raise ArtifactError(f"the first value of state {port.name!r} does not fit {port}: {error}") from error
-    return StatePort(port, state.following, initial, state.batch_axis, state.grows)
+    return StatePort(port, state.following, initial, state.batch_axis, state.grows, device)
 
 
 def to_json(value: Array) -> Any:

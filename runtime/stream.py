@@ -12,7 +12,7 @@ import numpy as np
 from seqc.errors import ArtifactError
 from seqc.runtime import saved
 from seqc.runtime.inputs import Array
-from seqc.runtime.ort import Kept, keep
+from seqc.runtime.ort import Kept
 from seqc.runtime.room import Room, places
 
 if TYPE_CHECKING:
@@ -157,12 +157,11 @@ class Stream:
                 raise ArtifactError(f"{path} is the state of another model")
             if header["batch_size"] != self._size:
                 raise ArtifactError(f"{path} is the state of {header['batch_size']} rows, this stream has {self._size}")
-            count = len(self._session.states)
             groups = tuple(
                 Group(
                     tuple(g["rows"]),
                     tuple(g["positions"]),
-                    tuple(keep(arrays[f"{i}.{j}"]) for j in range(count)),
+                    tuple(state.keep(arrays[f"{i}.{j}"]) for j, state in enumerate(self._session.states)),
                     Room(0, 0),
                 )
                 for i, g in enumerate(header["groups"])
@@ -189,7 +188,7 @@ class Stream:
                     raise ArtifactError(f"{path}: {fault}")
 
     def _fresh(self, rows: tuple[int, ...]) -> Group:
-        states = tuple(keep(state.start(len(rows))) for state in self._session.states)
+        states = tuple(state.keep(state.start(len(rows))) for state in self._session.states)
         return Group(rows, (0,) * len(rows), states, Room(0, 0))
 
     def _with_room(self, group: Group, steps: int) -> Group:
