@@ -85,6 +85,8 @@ def slice_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if mode is None:
         return _part(d, node, source, axis, _expr(arg["start"] or 0), demand)
     start = _expr(arg["start"] or 0)
+    if d.time in start.free_symbols and start.could_extract_minus_sign():  # counted from the end: x[-n:] of n steps
+        start = sympy.expand(start + _torch.size_expr(source.meta["val"].shape[axis]))
     if not start.is_Integer or start < 0 or arg["step"] != 1:
         raise refuse(
             node, "a part of the sequence that begins at its end, or leaves steps out, is no sequence of steps"
@@ -172,11 +174,12 @@ def cat(d: Derivation, node: fx.Node, demand: Demand) -> Plan | None:
     if len(over) != 1 or (parts[index + 1 :] and not isinstance(mode, Window)):
         raise refuse(node, "parts of the sequence are put together in another order")
     count = sum(int(p.meta["val"].shape[axis]) for p in parts[:index])
-    if index > 1 or not all(d.is_constant(p) for p in parts[:index]):
+    behind = isinstance(mode, Window) and mode.start >= count
+    if not behind and (index > 1 or not all(d.is_constant(p) for p in parts[:index])):
         return _put_in_front(d, node, demand, axis, index, count)
     if not isinstance(mode, Window) or (count and mode.start < 0):
         return None
-    fill = None if mode.start >= count else parts[0] if count else mode.fill
+    fill = None if behind else parts[0] if count else mode.fill
     moved = Window(mode.start - count, mode.stop - count, fill)
     need = Demand(tuple(moved if a == axis else m for a, m in enumerate(demand.modes)), demand.at_end)
     # Asked for here, where it stands behind them, since what is filled with it may stand in front of the constants.

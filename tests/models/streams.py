@@ -19,6 +19,8 @@ LOOKS_AHEAD = {
     "sessa": "mixes the steps of the sequence",
     "loop_strided": "has not one element for each step",
     "loop_fixed_steps": "known at the end of the sequence only",
+    "loop_peeled_last": "a later step is read",  # the last step is computed otherwise
+    "loop_no_reads": "known at the end of the sequence only",  # it begins with a mean over the sequence
     "hiss": "has not one element for each step",
 }
 """What a model is refused with that reads later steps at an earlier one, whose outputs are not one for each step, or that is
@@ -27,9 +29,6 @@ computed for the whole length at once (spectra, triangular systems)."""
 NOT_YET = {
     "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
     "minimax": "mixes the steps of the sequence",  # the same
-    "olmo_hybrid": "begins at its end, or leaves steps out",  # its convolution reads the last steps by a negative index
-    "loop_padded_buffer": "mixes the steps of the sequence",
-    "loop_peeled_last": "a later step is read",
     "loop_padded_chunks": "computes in chunks of",  # loops over chunks
     "loop_ragged_chunks": "computes in chunks of",
     "loop_split_chunks": "computes in chunks of",
@@ -38,6 +37,5 @@ NOT_YET = {
     "loop_chunk_writes": "computes in chunks of",
     "loop_whole_chunks_only": "computes in chunks of",
     "loop_last_chunk_state": "computes in chunks of",
-    "loop_no_reads": "known at the end of the sequence only",
 }
 """What a model is refused with that is causal: seqc has no rule for it yet. One that gets a rule has to leave this table."""

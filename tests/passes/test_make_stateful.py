@@ -99,6 +99,16 @@ CAUSAL: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module
         list,
         ["past_key_values.0.conv_state[batch, 1, 4]", "past_key_values.0.conv_state_2[batch, 1, 4]"],
     ),
+    "as many as there are, counted from the end": (
+        lambda x: torch.cat([x.cumsum(1), x], 2)[:, -x.shape[1] :, :D],
+        list,
+        ["past_key_values.0.recurrent_state[batch, 2, 4]"],
+    ),
+    "a place in front that is not read": (
+        lambda x: torch.cat([torch.zeros(x.shape[0], x.shape[1] + 1, D)[:, :1], x], 1)[:, 1:].cumsum(1),
+        list,
+        ["past_key_values.0.recurrent_state[batch, 2, 4]"],
+    ),
     "padding that is no zero": (
         lambda x: F.pad(x, (0, 0, 2, 0), value=3.0)[:, : x.shape[1]] + x,
         list,
