@@ -10,6 +10,7 @@ from seqc.passes.fold_constants import FoldConstants
 from seqc.passes.fold_lti import FoldLti
 from seqc.passes.fuse_discretization import FuseDiscretization
 from seqc.passes.fuse_flips import FuseFlips
+from seqc.passes.group_queries import GroupQueries
 from seqc.passes.hoist import Hoist
 from seqc.passes.make_stateful import MakeStateful
 from seqc.passes.sink import Sink
@@ -29,6 +30,7 @@ __all__ = [
     "FoldLti",
     "FuseDiscretization",
     "FuseFlips",
+    "GroupQueries",
     "Hoist",
     "MakeStateful",
     "Sink",
@@ -55,6 +57,7 @@ DEFAULT: tuple[Pass, ...] = (
     SinkReadouts(),
     Sink(),
     CausalConv(),
+    GroupQueries(),
     FoldLti(),
     ClassifyRecurrence(),
     FuseFlips(),

@@ -33,7 +33,7 @@ from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
 from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import parse_options
-from seqc.passes import BY_NAME, DEFAULT, FoldConstants, MakeStateful, Sink, WidenStates
+from seqc.passes import BY_NAME, DEFAULT, FoldConstants, GroupQueries, MakeStateful, Sink, WidenStates
 from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
@@ -151,7 +151,9 @@ def compile(
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
     steps = [*before, Lower(goal, forced, opset=version, settings=settings), *again]
     if stateful:
-        steps = [WidenStates(), MakeStateful(), *steps]
+        # before it is decided what is kept: keys are, not their repetitions
+        first = [step for step in steps if step.name == GroupQueries.name]
+        steps = [*first, WidenStates(), MakeStateful(), *(step for step in steps if step not in first)]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     # what is tried on random numbers leaves the user's own sequence of them as it was
     with evaluating(module), torch.random.fork_rng(devices=()):
