@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
@@ -83,8 +83,6 @@ def _repeated(node: fx.Node) -> tuple[fx.Node, int] | None:
     return (source, large[2]) if kept and same else None
 
 
-def _without_copies(node: object) -> fx.Node:
-    assert isinstance(node, fx.Node)
-    while node.target in _COPIES:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
+def _without_copies(value: Any) -> fx.Node:
+    assert isinstance(value, fx.Node)
+    return _without_copies(value.args[0]) if value.target in _COPIES else value
