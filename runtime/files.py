@@ -1,12 +1,32 @@
-"""SHA-256 of the files of an artifact, computed in a stream and checked against the manifest."""
+"""Files: SHA-256 of those of an artifact, checked against the manifest; and writing one whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from seqc.errors import ArtifactError
 from seqc.runtime.manifest import MODEL_FILE, FileEntry, Manifest
+
+
+@contextlib.contextmanager
+def replacing(target: Path, what: str) -> Iterator[Path]:
+    """A path beside ``target`` to write to; behind, it takes its place. Where anything fails ``target`` stays as it was.
+
+    Raises ArtifactError, which calls the file ``what``, where the disk refuses.
+    """
+    stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    try:
+        yield stage
+        stage.replace(target)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {what}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink(missing_ok=True)
 
 
 def digest(path: Path) -> FileEntry:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from seqc.errors import ArtifactError
+from seqc.runtime.files import replacing
 from seqc.runtime.inputs import Array
 
 _HASH_BYTES = 32
@@ -27,18 +26,10 @@ def write(target: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) 
     data = io.BytesIO()
     np.savez(data, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     body = data.getvalue()
-    stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    try:
-        with stage.open("wb") as file:
-            file.write(hashlib.sha256(body).digest() + body)
-            file.flush()
-            os.fsync(file.fileno())
-        stage.replace(target)
-    except OSError as error:
-        raise ArtifactError(f"cannot write the state {target}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            stage.unlink(missing_ok=True)
+    with replacing(target, f"the state {target}") as stage, stage.open("wb") as file:
+        file.write(hashlib.sha256(body).digest() + body)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(source: Path) -> tuple[dict[str, Any], dict[str, Array]]:

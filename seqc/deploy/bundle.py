@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import secrets
 import zipfile
 from pathlib import Path
 
 from seqc.deploy.archive import add
 from seqc.deploy.bundle_text import ARTIFACT, EXAMPLE, example, readme
 from seqc.deploy.wheel import runtime_wheel, wheel_name
-from seqc.errors import ArtifactError, UsageError
+from seqc.errors import UsageError
 from seqc.runtime import manifest as manifests
-from seqc.runtime.files import check_files
+from seqc.runtime.files import check_files, replacing
 from seqc.runtime.manifest import MANIFEST_FILE
 
 README = "README.md"
@@ -47,19 +45,10 @@ def write_bundle(directory: str | Path, file: str | Path, gpu: bool = False) -> 
         EXAMPLE: example(manifest).encode(),
         wheel_name(): runtime_wheel(gpu),
     }
-    stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    try:
-        with zipfile.ZipFile(stage, "w") as archive:
-            for name, content in made.items():
-                add(archive, name, io.BytesIO(content), len(content))
-            for name in (MANIFEST_FILE, *sorted(manifest.files)):
-                with (source / name).open("rb") as content_file:
-                    add(archive, f"{ARTIFACT}/{name}", content_file, (source / name).stat().st_size)
-            names = archive.namelist()
-        stage.replace(target)
-    except OSError as error:
-        raise ArtifactError(f"cannot write the bundle {file}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            stage.unlink(missing_ok=True)
-    return names
+    with replacing(target, f"the bundle {file}") as stage, zipfile.ZipFile(stage, "w") as archive:
+        for name, content in made.items():
+            add(archive, name, io.BytesIO(content), len(content))
+        for name in (MANIFEST_FILE, *sorted(manifest.files)):
+            with (source / name).open("rb") as content_file:
+                add(archive, f"{ARTIFACT}/{name}", content_file, (source / name).stat().st_size)
+        return archive.namelist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from seqc.backends.tensorrt.settings import Range
 from seqc.errors import UsageError
 from seqc.frontend.signature import Axis, Signature
+from seqc.runtime.shapes import evaluate
 
 CAPACITY = "capacity"
 """The places in buffers of growing states: a dimension that arises where the step form is derived."""
@@ -100,23 +100,9 @@ def shapes(ports: Iterable[tuple[str, Sequence[int | str]]], ranges: Mapping[str
 
 def _value(expression: str, sizes: Mapping[str, int]) -> int:
     """A size such as ``sequence`` or ``2*sequence + 1``. Raises UsageError where it is none of the kind."""
-
-    def value(node: ast.expr) -> int:
-        match node:
-            case ast.Constant(value=int(number)):
-                return number
-            case ast.Name(id=name) if name in sizes:
-                return sizes[name]
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return value(left) - value(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return value(left) * value(right)
-            case ast.BinOp(left=left, op=ast.FloorDiv(), right=right):
-                return value(left) // value(right)
+    found = evaluate(expression, sizes)
+    if found is None:
         raise UsageError(
             f"no range is known for an input of size {expression!r}: compile it with a dimension of its own"
         )
-
-    return value(ast.parse(expression, mode="eval").body)
+    return found
