@@ -15,7 +15,7 @@ from seqc.program import Dim, Port, Program, State, module_path, place_of
 from seqc.rewrite import remove_dead_code
 from seqc.streaming.concrete import Concrete
 from seqc.streaming.demand import of_the_model
-from seqc.streaming.derivation import CAPACITY, Derivation
+from seqc.streaming.derivation import Derivation
 from seqc.streaming.sizes import bound
 from seqc.streaming.states import Slot, layer, names
 from seqc.streaming.time import time_of
@@ -71,15 +71,14 @@ def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> Non
     layers = [layer(module_path(s.origin)) for s in slots]
     layer_of = {i: n if n is not None else last for i, n in enumerate(layers)}
     states = []
-    growing = any(slot.grows is not None for slot in slots)
-    taken = {x.name for x in program.dims}
-    capacity = next(n for n in ("capacity", *(f"capacity_{i}" for i in range(2, 9))) if n not in taken)
-    dims = {**{x.symbol: x.name for x in program.dims}, d.capacity: capacity}
+    own = _own_dims(program, d, slots)
+    dims = {x.symbol: x.name for x in (*program.dims, *own)}
     results: Any = d.output.args[0]
     inputs = [_port(p.name, d.inputs[n], dims) for p, n in zip(program.inputs, program.input_nodes, strict=True)]
     outputs = [_port(p.name, n, dims) for p, n in zip(program.outputs, results, strict=True)]
     for (name, following), slot in zip(names(slots, layer_of), slots, strict=True):
-        states.append(State(name, following, _initial(d, slot), _batch_axis(d, slot, time), slot.grows))
+        axis = _batch_axis(d, slot, time)
+        states.append(State(name, following, _initial(d, slot), axis, slot.grows, slot.pending))
         inputs.append(_port(name, slot.placeholder, dims))
         assert slot.following is not None
         outputs.append(_port(following, slot.following, dims))
@@ -93,11 +92,22 @@ def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> Non
     program.weights = {n.name: value for n, value in weights.items()}
     program.weight_names = {n: old_names.get(n, n) for n in program.weights}
     program.inputs, program.outputs, program.states = tuple(inputs), tuple(outputs), tuple(states)
-    room = (Dim(capacity, d.capacity, CAPACITY, max=time.max),) if growing else ()
     fixed = d.steps.is_Integer
-    program.dims = (*(x for x in program.dims if not (fixed and x.symbol == time.symbol)), *room)
+    program.dims = (*(x for x in program.dims if not (fixed and x.symbol == time.symbol)), *own)
     d.gm.recompile()
     remove_dead_code(program)
+
+
+def _own_dims(program: Program, d: Derivation, slots: list[Slot]) -> list[Dim]:
+    """The dimensions that only states have, by names that the model has not."""
+    taken = {x.name for x in program.dims}
+    shown = {a for s in slots for size in s.placeholder.meta["val"].shape for a in _torch.size_expr(size).free_symbols}
+    found = []
+    for dim in (x for x in d.own_dims if x.symbol in shown):
+        name = next(n for n in (dim.name, *(f"{dim.name}_{i}" for i in range(2, 99))) if n not in taken)
+        taken.add(name)
+        found.append(replace(dim, name=name))
+    return found
 
 
 def _order(graph: fx.Graph, placeholders: list[fx.Node]) -> None:
@@ -118,7 +128,8 @@ def _port(name: str, node: fx.Node, dims: dict[sympy.Symbol, str]) -> Port:
 def _initial(d: Derivation, slot: Slot) -> torch.Tensor:
     """The state of one stream before its first step."""
     value = slot.placeholder.meta["val"]
-    one, two = ({**{x.symbol: n for x in d.source.dims}, d.capacity: 0} for n in (1, 2))
+    none = {x.symbol: 0 for x in d.own_dims}
+    one, two = ({**{x.symbol: n for x in d.source.dims}, **none} for n in (1, 2))
     shape = [int(_torch.size_expr(s).subs(one)) for s in value.shape]
     if not isinstance(slot.initial, fx.Node):
         return torch.full(shape, slot.initial, dtype=value.dtype)

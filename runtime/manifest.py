@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from seqc.errors import ArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 STEP_FILE = "step.onnx"
@@ -79,14 +79,16 @@ class State:
 
     ``initial`` is its value before the first step: of one row, as JSON (see :mod:`seqc.runtime.states`). ``batch_axis`` is the
     axis of the rows (None: the same for all rows in step), ``grows`` the axis of its places, one for each step: as many
-    as past and new steps together at least. Those of new steps are written, those behind them never read.
+    as past and new steps together at least. Those of new steps are written, those behind them never read. ``pending`` is the
+    axis of its steps since the beginning of the last chunk: none before the first step, another number after each call.
     """
 
     port: Port
     following: str
     initial: Any
     batch_axis: int | None
-    grows: int | None
+    grows: int | None = None
+    pending: int | None = None
 
 
 @dataclass(frozen=True)
@@ -293,11 +295,12 @@ def _state(fields: _Fields) -> State:
     port = _port(fields)
     if "initial" not in fields.data:
         raise fields.fail("initial", "is missing")
-    axes = {key: None if fields.data.get(key) is None else fields.get(key, int) for key in ("batch_axis", "grows")}
+    keys = ("batch_axis", "grows", "pending")
+    axes = {key: None if fields.data.get(key) is None else fields.get(key, int) for key in keys}
     for key, axis in axes.items():
         if axis is not None and not 0 <= axis < len(port.shape):
             raise fields.fail(key, f"is {axis}, and the state has {len(port.shape)} axes")
-    return State(port, fields.get("next", str), fields.data["initial"], axes["batch_axis"], axes["grows"])
+    return State(port, fields.get("next", str), fields.data["initial"], **axes)
 
 
 def _dim(fields: _Fields) -> DimRange:

@@ -81,7 +81,7 @@ class Session:
     @property
     def counts_steps(self) -> bool:
         """Whether rows that have seen different numbers of steps cannot go through the model together."""
-        return self.grows or any(s.batch_axis is None for s in self.states)
+        return self.grows or any(s.batch_axis is None or s.pending is not None for s in self.states)
 
     @property
     def grows(self) -> bool:

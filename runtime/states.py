@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from seqc.errors import ArtifactError
 from seqc.runtime.inputs import Array
-from seqc.runtime.manifest import Port, State, spell
+from seqc.runtime.manifest import DimRange, Port, State, spell
 from seqc.runtime.ort import Kept, keep
 from seqc.runtime.shapes import evaluate
 
@@ -22,14 +22,17 @@ class StatePort:
 
     ``initial`` is its value before the first step, of one row (one stream) along ``batch_axis``; a state without that axis is
     shared by all rows that are in step. ``grows`` is the axis of a growing state's places, one for each step; ``initial`` has
-    none of these. ``device`` is where onnxruntime keeps it.
+    none of these. ``pending`` is the axis of its steps since the beginning of the last chunk, ``most_pending`` at most;
+    ``initial`` has none of these either. ``device`` is where onnxruntime keeps it.
     """
 
     port: Port
     following: str
     initial: Array
     batch_axis: int | None
-    grows: int | None
+    grows: int | None = None
+    pending: int | None = None
+    most_pending: int = 0
     device: str = "cpu"
 
     def start(self, rows: int, places: int = 0) -> Array:
@@ -63,9 +66,14 @@ class StatePort:
     def fault(self, value: Array, rows: int, steps: int) -> str:
         """What is wrong with ``value`` as this state of ``rows`` streams after ``steps``; empty where nothing is."""
         wanted = self.start(rows)
-        shape = tuple(steps if axis == self.grows else size for axis, size in enumerate(wanted.shape))
-        if value.dtype == wanted.dtype and value.shape == shape:
-            return ""
+        if value.dtype == wanted.dtype and value.ndim == wanted.ndim:
+            sizes = dict(enumerate(wanted.shape))
+            if self.grows is not None:
+                sizes[self.grows] = steps
+            if self.pending is not None:
+                sizes[self.pending] = steps if steps == 0 else (steps - 1) % self.most_pending + 1
+            if value.shape == tuple(sizes.values()):
+                return ""
         expected = f"{self.port.dtype}{spell(self.port.shape)}"
         return f"state {self.port.name!r} of {rows} rows must be {expected}, got {value.dtype}{spell(value.shape)}"
 
@@ -100,22 +108,26 @@ def memory(states: Iterable[StatePort]) -> StateMemory:
     """What ``states`` take. One that all rows share is counted for each."""
     fixed = per_step = 0
     for state in states:
-        sizes = [size for axis, size in enumerate(state.initial.shape) if axis != state.grows]
-        count = math.prod(sizes) * state.initial.itemsize
+        sizes = [size for axis, size in enumerate(state.initial.shape) if axis not in (state.grows, state.pending)]
+        count = math.prod(sizes) * state.initial.itemsize * (1 if state.pending is None else state.most_pending)
         fixed, per_step = (fixed + count, per_step) if state.grows is None else (fixed, per_step + count)
     return StateMemory(fixed, per_step)
 
 
-def state_port(state: State, dims: Iterable[str], device: str = "cpu") -> StatePort:
+def state_port(state: State, dims: Mapping[str, DimRange], device: str = "cpu") -> StatePort:
     """The state that a manifest with these dimensions describes. Raises ArtifactError where its first value does not fit."""
     port, ones = state.port, dict.fromkeys(dims, 1)
     sizes = [size if isinstance(size, int) else evaluate(size, ones) for size in port.shape]
-    shape = tuple(0 if axis == state.grows else 1 if size is None else size for axis, size in enumerate(sizes))
+    none = (state.grows, state.pending)
+    shape = tuple(0 if axis in none else 1 if size is None else size for axis, size in enumerate(sizes))
     try:
         initial = from_json(state.initial, shape, port.dtype)
     except ValueError as error:
         raise ArtifactError(f"the first value of state {port.name!r} does not fit {port}: {error}") from error
-    return StatePort(port, state.following, initial, state.batch_axis, state.grows, device)
+    most = 0 if state.pending is None else dims[str(port.shape[state.pending])].max or 0
+    return StatePort(
+        port, state.following, initial, state.batch_axis, state.grows, state.pending, most_pending=most, device=device
+    )
 
 
 def to_json(value: Array) -> Any:

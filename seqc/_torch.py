@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.functions import Max, Min
+from torch.utils._sympy.functions import FloorDiv, Max, Min
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -228,6 +228,11 @@ def _unclamped(bound: Any) -> Any:
 def emit_expr(expr: Any, symbols: dict[sympy.Symbol, Any]) -> Any:
     """Evaluate a sympy size expression with Python operators on ``symbols`` (numbers, SymInts or fx proxies)."""
     return sympy_interp(PythonReferenceAnalysis, symbols, expr)
+
+
+def floor_div(expr: Any, by: int) -> Any:
+    """``expr // by`` as torch writes it in sizes."""
+    return FloorDiv(expr, sympy.Integer(by))
 
 
 def symint(env: ShapeEnv, expr: Any, hint: int) -> int | torch.SymInt:

@@ -13,6 +13,8 @@ import torch
 import torch.fx as fx
 from torch.utils import _pytree as pytree
 
+from seqc.sizes import simpler
+
 
 @dataclass(frozen=True)
 class Dim:
@@ -47,13 +49,16 @@ class State:
     ``batch_axis``  the axis of the independent streams; None where the state is the same for all streams that are in step
     ``grows``  the axis of its places, one for each step: at least as many as past and new steps together. The new steps are
     written at their positions; what the places behind them hold is never read. None where its size is constant
+    ``pending``  the axis of its steps since the beginning of the last chunk: none before the first step. None where it keeps no
+    such steps
     """
 
     name: str
     next_name: str
     initial: torch.Tensor
     batch_axis: int | None
-    grows: int | None
+    grows: int | None = None
+    pending: int | None = None
 
 
 @dataclass
@@ -187,7 +192,10 @@ class Program:
     def size_of(self, size: int | torch.SymInt) -> int | str:
         if isinstance(size, int):
             return size
-        expr = sympy.sympify(size.node.expr).subs(self.dim_names())
+        expr = sympy.sympify(size.node.expr)
+        for dim in self.dims:
+            expr = simpler(expr, dim.symbol)
+        expr = expr.subs(self.dim_names())
         return int(expr) if expr.is_Integer else str(expr)
 
 

@@ -154,6 +154,11 @@ def _add_state(
 def _first_value(state: StatePort, manifest: Manifest, serving: Serving) -> np.ndarray[Any, Any]:
     """The state of one sequence before its first step, without the axis of the batch where requests are joined."""
     port = state.port
+    if state.pending is not None:
+        raise UnsupportedModelError(
+            f"state {port} keeps the steps of its last chunk, and Triton's states on ONNX Runtime keep their size: "
+            "serve it from a program of its own (seqc bundle)"
+        )
     if state.grows is not None:
         if serving.max_batch:
             raise UnsupportedModelError(

@@ -134,15 +134,15 @@ class Alignment:
 
     def _fill(self, column: Any, i: int, value: Any) -> None:
         """Give a column the node of step ``i`` that it lacked, after checking that it computes what the column says."""
-        found: list[tuple[Carry | Op, fx.Node]] = []
+        found: list[tuple[Carry | Op, int, fx.Node]] = []
         if not self._computes(column, i, value, found):
             raise MisalignedError(f"step {i} of the loop computes something else than the steps before it")
-        for item, node in found:
-            item.members = (*item.members[:i], node, *item.members[i + 1 :])
-            self._by_member.setdefault((i, node), []).append(item)
+        for item, step, node in found:
+            item.members = (*item.members[:step], node, *item.members[step + 1 :])
+            self._by_member.setdefault((step, node), []).append(item)
 
-    def _computes(self, column: Any, i: int, value: Any, found: list[tuple[Carry | Op, fx.Node]]) -> bool:
-        """Whether ``value`` is step ``i`` of the column; ``found`` collects the members that were missing."""
+    def _computes(self, column: Any, i: int, value: Any, found: list[tuple[Carry | Op, int, fx.Node]]) -> bool:
+        """Whether ``value`` is step ``i`` of the column; ``found`` collects the members that were missing, and their steps."""
         if not isinstance(column, (Invariant, Read, Result, Carry, Op)):
             number = _whole_chunk(value) if isinstance(value, fx.Node) else value
             return bool(number == (column.start + column.stride * i if isinstance(column, Index) else column))
@@ -154,7 +154,7 @@ class Alignment:
             return column.is_step(i, value)
         if column.members[i] is not None:
             return column.members[i] is value
-        found.append((column, value))
+        found.append((column, i, value))
         if isinstance(column, Carry):
             return self._computes(column.next, i + 1 if self.backward else i - 1, value, found)
         leaves, spec = pytree.tree_flatten((value.args, dict(value.kwargs)))
@@ -217,6 +217,8 @@ class Alignment:
             raise MisalignedError(_difference(members))
         init = members[odd]
         assert init is not None
+        if any(m is not None and _shape(m) != _shape(init) for m in members):
+            raise MisalignedError(_difference(members))
         carry = Carry(members, init)
         self._register(carry)
         shifted = (None, *members[:-1]) if self.backward else (*members[1:], None)

@@ -22,6 +22,8 @@ aten = torch.ops.aten
 Sizes = dict[str, int]
 
 FEWEST_STEPS = 4
+# Of chunks where so few do not show how several carried values hang together.
+_MORE_STEPS = 7
 # (longer, shorter) lengths a model with loops is traced at; the next pair is tried where too few steps were seen.
 LENGTH_PAIRS = ((7, 5), (17, 12))
 _LONGEST_TRACE = 4096
@@ -68,16 +70,18 @@ def pairs_of_sizes(first: Capture, signature: Signature) -> Iterator[tuple[Sizes
     """The pairs of sizes to trace a model with loops at, in the order in which to try them.
 
     A loop over chunks shows only at lengths of several chunks, so narrow chunks are supposed first; wide ones, which
-    need long traces, only after the plain pairs.
+    need long traces, only after the plain pairs, and more chunks last.
     """
     widths = chunk_widths(first)
-    plans: list[tuple[int, int, int | None]] = [(*LENGTH_PAIRS[0], w) for w in widths if w <= _NARROW_CHUNK]
-    plans += [(*pair, None) for pair in LENGTH_PAIRS]
-    plans += [(*LENGTH_PAIRS[0], w) for w in widths if w > _NARROW_CHUNK]
+    plans: list[tuple[int, int, int | None, int]]
+    plans = [(*LENGTH_PAIRS[0], w, FEWEST_STEPS) for w in widths if w <= _NARROW_CHUNK]
+    plans += [(*pair, None, FEWEST_STEPS) for pair in LENGTH_PAIRS]
+    plans += [(*LENGTH_PAIRS[0], w, FEWEST_STEPS) for w in widths if w > _NARROW_CHUNK]
+    plans += [(*LENGTH_PAIRS[1], w, _MORE_STEPS) for w in widths if w <= _NARROW_CHUNK]
     seen: list[tuple[Sizes, Sizes]] = []
     looped = looped_dims(first)
-    for long, short, width in plans:
-        pair = _pair(first, signature, looped, long, short, width)
+    for long, short, width, fewest in plans:
+        pair = _pair(first, signature, looped, long, short, width, fewest)
         in_range = all(signature.clamp(name, sizes[name]) == sizes[name] for sizes in pair for name in looped)
         if pair not in seen and in_range and all(pair[0][name] != pair[1][name] for name in looped):
             seen.append(pair)
@@ -85,9 +89,9 @@ def pairs_of_sizes(first: Capture, signature: Signature) -> Iterator[tuple[Sizes
 
 
 def _pair(
-    first: Capture, signature: Signature, looped: list[str], long: int, short: int, width: int | None
+    first: Capture, signature: Signature, looped: list[str], long: int, short: int, width: int | None, fewest: int
 ) -> tuple[Sizes, Sizes]:
-    """Two sets of sizes at which every number Python evaluated differs and is at least the fewest steps wanted.
+    """Two sets of sizes at which every number Python evaluated differs and is ``fewest`` at least.
 
     ``width`` supposes loops over chunks of that many steps. A last chunk is ragged then, and of another size in each.
     """
@@ -96,23 +100,24 @@ def _pair(
         # Neither a size nor its change may be that of another dimension: a number is told from which it comes.
         long, short = long + 5 * i, short + 4 * i
         symbol = _symbol(first, name)
-        counts = [s.expr for s in first.log if not isinstance(s.value, bool) and s.expr.free_symbols == {symbol}]
+        numbers = [_unbounded(first, s.expr) for s in first.log if not isinstance(s.value, bool)]
+        counts = [e for e in numbers if e.free_symbols == {symbol}]
         counts += [FloorDiv(symbol + width - 1, width)] if width else []
         chunks = {int(c.args[1]) for e in counts for c in e.atoms(*_QUOTIENTS) if c.args[1].is_Integer}
-        counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= FEWEST_STEPS]
+        counts = [e for e in counts if int(e.subs(symbol, _LONGEST_TRACE)) >= fewest]
         # Room for a longer one: the clamp of the next size, less one.
         short = signature.clamp(name, signature.clamp(name, short + 1) - 1)
-        b[name] = _size(counts, chunks, symbol, short, None)
-        a[name] = _size(counts, chunks, symbol, max(signature.clamp(name, long), b[name] + 1), b[name])
+        b[name] = _size(counts, chunks, symbol, short, None, fewest)
+        a[name] = _size(counts, chunks, symbol, max(signature.clamp(name, long), b[name] + 1), b[name], fewest)
     return a, b
 
 
-def _size(counts: list[Any], chunks: set[int], symbol: Any, start: int, other: int | None) -> int:
+def _size(counts: list[Any], chunks: set[int], symbol: Any, start: int, other: int | None, fewest: int) -> int:
     """The first size from ``start`` with steps enough, other counts than at ``other``, and other ragged ends."""
     for size in range(start, _LONGEST_TRACE):
         steps = [int(e.subs(symbol, size)) for e in counts]
         if (
-            min(steps, default=FEWEST_STEPS) >= FEWEST_STEPS
+            min(steps, default=fewest) >= fewest
             # Ragged chunks of two have one step, always: there one trace has a whole one, so that a difference shows.
             and all(size % w or w == 2 for w in chunks)
             and (other is None or all(size % w != other % w for w in chunks))
@@ -140,8 +145,15 @@ def _fixed_reads(captured: Capture) -> list[tuple[Any, int, int]]:
             continue
         size = node.args[0].meta["val"].shape[node.args[1]]
         if isinstance(size, torch.SymInt) and type(start) is int and type(end) is int and 0 <= start < end < 2**62:
-            reads.append((_torch.size_expr(size), start, end - start))
+            reads.append((_unbounded(captured, _torch.size_expr(size)), start, end - start))
     return reads
+
+
+def _unbounded(captured: Capture, expr: Any) -> Any:
+    """A size of a trace without the lengths that loops before it, unrolled, have in this trace: n for min(n, 12)."""
+    for dim in captured.dims:
+        expr = _torch.without_bounds(expr, dim.symbol, captured.sizes[dim.name])
+    return expr
 
 
 def unclamped(bound: Any) -> Any:

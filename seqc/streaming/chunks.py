@@ -65,6 +65,7 @@ def states_json(program: Program) -> list[dict[str, Any]]:
             "initial": to_json(state.initial.numpy()),
             "batch_axis": state.batch_axis,
             "grows": state.grows,
+            "pending": state.pending,
             "reset": "initial",
         }
         for state, port in zip(program.states, ports, strict=True)

@@ -22,9 +22,10 @@ from seqc import _torch
 from seqc.emit import Emitter
 from seqc.outside import is_size
 from seqc.program import Dim, Program
+from seqc.sizes import simpler
 from seqc.streaming.concrete import SHAPE_ONLY, Concrete
 from seqc.streaming.demand import NEW, Demand, Everything, Mode, Plan, Recent, Window, refuse
-from seqc.streaming.sizes import simpler, simplify
+from seqc.streaming.sizes import simplify
 from seqc.streaming.states import Slot
 
 aten = torch.ops.aten
@@ -48,6 +49,7 @@ class Derivation:
         simplify(source, self.time, self.longest)
         self.steps: Any = time.symbol if steps is None else sympy.Integer(steps)
         self.capacity = _torch.new_symbol(source.fake_mode, "capacity", hint=CAPACITY)
+        self.own_dims = [Dim("capacity", self.capacity, CAPACITY, max=time.max)]
         self.gm = fx.GraphModule({}, fx.Graph())
         self.emit = Emitter(self.gm, source.fake_mode)
         self.output = self.gm.graph.output(())
@@ -213,7 +215,7 @@ class Derivation:
 
     def fake(self, exprs: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         """A fake tensor of a shape given as expressions."""
-        hints = {**{d.symbol: d.traced for d in self.source.dims}, self.capacity: CAPACITY}
+        hints = {d.symbol: d.traced for d in (*self.source.dims, *self.own_dims)}
         env = self.source.fake_mode.shape_env
         sizes = [
             _torch.symint(env, e, int(e.subs(hints))) if not e.is_Integer else int(e) for e in map(sympy.sympify, exprs)
@@ -250,11 +252,24 @@ class Derivation:
         dtype: torch.dtype,
         initial: fx.Node | float,
         grows: int | None = None,
+        pending: int | None = None,
     ) -> Slot:
         """A new state. ``initial`` is a number or a node of the source."""
-        slot = Slot(kind, origin, self.placeholder(f"state_{len(self.slots)}", exprs, dtype), initial, grows)
+        slot = Slot(kind, origin, self.placeholder(f"state_{len(self.slots)}", exprs, dtype), initial, grows, pending)
         self.slots.append(slot)
         return slot
+
+    def pending(self, chunk: int) -> sympy.Symbol:
+        """The number of steps since the beginning of the last chunk: 0 before the first step, else 1 to ``chunk``."""
+
+        def make() -> sympy.Symbol:
+            hint = 3 * chunk + 1  # so that there are several chunks while shapes are computed
+            symbol = _torch.new_symbol(self.source.fake_mode, f"pending_{chunk}", hint)
+            self.own_dims.append(Dim("pending", symbol, hint, min=0, max=chunk))
+            return symbol
+
+        found: sympy.Symbol = self.shared(("pending", chunk), make)
+        return found
 
     def position(self) -> fx.Node:
         """The number of past steps, an int64 tensor [] that is the same for all streams of a call."""

@@ -13,8 +13,8 @@ import torch.fx as fx
 from seqc import _torch
 from seqc.dependence import ancestors, computed_from
 from seqc.outside import is_size
+from seqc.sizes import is_even
 from seqc.streaming.derivation import Derivation
-from seqc.streaming.sizes import is_even
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Sizes that are, for every number of steps, a simpler one: ``min(n, 4 * ceil(n / 4))`` is ``n``."""
+"""The sizes of a Program in their simplest form, and what bounds the number of steps in them."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import sympy
@@ -12,10 +11,7 @@ import torch.fx as fx
 from seqc import _torch
 from seqc.outside import is_size
 from seqc.program import Program
-
-# Lengths that are looked at besides all up to three times the largest number in a size.
-_FAR = (4099, 8190, 65536, 1000003)
-_LARGEST = 4096
+from seqc.sizes import is_even, simpler
 
 
 def simplify(program: Program, time: sympy.Symbol, longest: int | None) -> None:
@@ -64,31 +60,3 @@ def bound(program: Program, time: sympy.Symbol) -> tuple[int, fx.Node] | None:
                 if most >= traced:
                     found.setdefault(most, node)
     return min(found.items(), key=lambda item: item[0], default=None)
-
-
-def is_even(size: Any, time: sympy.Symbol) -> bool:
-    """Whether a size is a polynomial of the number of steps: with no rounding in it, and no bound."""
-    expr = _torch.size_expr(size) if isinstance(size, (int, torch.SymInt)) else size
-    return time not in expr.free_symbols or bool(expr.is_polynomial(time))
-
-
-def simpler(expr: Any, time: sympy.Symbol) -> Any:
-    """``expr`` with each rounding or bound that is an even function of the number of steps written as that."""
-
-    def matches(e: Any) -> bool:
-        return bool(e.free_symbols == {time}) and not e.is_polynomial(time)
-
-    return expr.replace(matches, lambda e: _even(e, time))
-
-
-@functools.lru_cache(maxsize=4096)
-def _even(expr: Any, time: sympy.Symbol) -> Any:
-    """a * n + b where ``expr`` is that at all lengths that are looked at, else ``expr``."""
-    numbers = [abs(int(a)) for a in expr.atoms(sympy.Integer)]
-    if max(numbers, default=1) > _LARGEST:
-        return expr
-    first, second = (int(_torch.emit_expr(expr, {time: n})) for n in (1, 2))
-    slope, base = second - first, 2 * first - second
-    lengths = (*range(1, 3 * max(numbers, default=1) + 9), *_FAR)
-    even = all(int(_torch.emit_expr(expr, {time: n})) == slope * n + base for n in lengths)
-    return slope * time + base if even else expr

@@ -17,6 +17,7 @@ class Slot:
     placeholder: fx.Node
     initial: fx.Node | float
     grows: int | None = None
+    pending: int | None = None
     following: fx.Node | None = None
 
 

@@ -97,10 +97,10 @@ def is_same_in_ones(d: Derivation, region: Region, states: Sequence[Carried], ch
     torch.manual_seed(0)
     ends = [(c.end, c.index, c.axis) for c in states]
     for before in (1, chunk + 1):
-        given = {n: _random(d, n, before + 1) for n in region.given}
-        step = _part(d, given, before, 1)
+        given = {n: random_value(d, n, before + 1) for n in region.given}
+        step = part(d, given, before, 1)
         try:
-            _, after = _run(d, region, _part(d, given, 0, before), before, {}, ends)
+            _, after = _run(d, region, part(d, given, 0, before), before, {}, ends)
             starts = {(c.at, c.index): after[end] for c, end in zip(states, ends, strict=True)}
             wanted = _run(d, region, step, 1, starts, ends)
             got = _run(d, region, {n: v for n, v in step.items() if not is_computed(d, n)}, 1, starts, ends, chunk)
@@ -155,14 +155,14 @@ def _going_on(
     """Those of the ``choices`` with which two pieces of these ``lengths`` give what the whole gives."""
     torch.manual_seed(0)
     count = sum(lengths)
-    given = {n: _random(d, n, count) for n in region.given}
+    given = {n: random_value(d, n, count) for n in region.given}
     ends = {(c.end, c.index, c.axis) for choice in choices for c in choice}
     try:
         whole, _ = _run(d, region, given, count, {}, ())
-        first, after = _run(d, region, _part(d, given, 0, lengths[0]), lengths[0], {}, ends)
+        first, after = _run(d, region, part(d, given, 0, lengths[0]), lengths[0], {}, ends)
     except Exception:  # what does not run on a piece does not go on from one
         return []
-    second = _part(d, given, *lengths)
+    second = part(d, given, *lengths)
     found = []
     for choice in choices:
         starts = {(c.at, c.index): after[c.end, c.index, c.axis] for c in choice}
@@ -170,12 +170,13 @@ def _going_on(
             rest, _ = _run(d, region, second, lengths[1], starts, ())
         except Exception:  # a choice of another shape
             continue
-        if all(_same(d, node, whole[node], first[node], rest[node]) for node in region.exits):
+        if all(same(d, node, whole[node], first[node], rest[node]) for node in region.exits):
             found.append(choice)
     return found
 
 
-def _same(d: Derivation, node: fx.Node, whole: torch.Tensor, first: torch.Tensor, rest: torch.Tensor) -> bool:
+def same(d: Derivation, node: fx.Node, whole: torch.Tensor, first: torch.Tensor, rest: torch.Tensor) -> bool:
+    """Whether two pieces of ``node`` are the whole; where it has no steps, whether the second is."""
     over = d.axes(node)
     pieces = torch.cat([first, rest], over[0]) if over else rest
     return pieces.shape == whole.shape and bool(
@@ -202,7 +203,8 @@ def _run(
     return results, after
 
 
-def _random(d: Derivation, node: fx.Node, length: int) -> Any:
+def random_value(d: Derivation, node: fx.Node, length: int) -> Any:
+    """Random numbers for ``node`` over a sequence of ``length``; its value where that does not depend on the sequence."""
     if node not in d.timed:
         return d.concrete(length).value(node)
     value = node.meta["val"]
@@ -212,7 +214,8 @@ def _random(d: Derivation, node: fx.Node, length: int) -> Any:
     return torch.randn(shape, dtype=torch.complex128 if value.dtype.is_complex else torch.float64) / 4
 
 
-def _part(d: Derivation, given: Mapping[fx.Node, Any], start: int, count: int) -> dict[fx.Node, Any]:
+def part(d: Derivation, given: Mapping[fx.Node, Any], start: int, count: int) -> dict[fx.Node, Any]:
+    """``count`` steps of the values ``given``, from ``start`` on."""
     parts = dict(given)
     for node in given:
         for axis in d.axes(node):

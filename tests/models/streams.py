@@ -20,6 +20,7 @@ LOOKS_AHEAD = {
     "loop_strided": "has not one element for each step",
     "loop_fixed_steps": "known at the end of the sequence only",
     "loop_peeled_last": "a later step is read",  # the last step is computed otherwise
+    "loop_whole_chunks_only": "does not walk along all chunks of 4 steps",  # the rest becomes a chunk when it is full
     "loop_no_reads": "known at the end of the sequence only",  # it begins with a mean over the sequence
     "hiss": "has not one element for each step",
 }
@@ -29,13 +30,5 @@ computed for the whole length at once (spectra, triangular systems)."""
 NOT_YET = {
     "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
     "minimax": "mixes the steps of the sequence",  # the same
-    "loop_padded_chunks": "computes in chunks of",  # loops over chunks
-    "loop_ragged_chunks": "computes in chunks of",
-    "loop_split_chunks": "computes in chunks of",
-    "loop_wide_chunks": "computes in chunks of",
-    "loop_while_chunks": "computes in chunks of",
-    "loop_chunk_writes": "computes in chunks of",
-    "loop_whole_chunks_only": "computes in chunks of",
-    "loop_last_chunk_state": "computes in chunks of",
 }
 """What a model is refused with that is causal: seqc has no rule for it yet. One that gets a rule has to leave this table."""

@@ -63,6 +63,7 @@ MODELS = (
     _shallow("rwkv", "rwkv.blocks"),
     ALL["recurrent_gemma"],
     ALL["lstm_stacked"],
+    ALL["loop_padded_chunks"],
     MASKED,
 )
 

@@ -35,7 +35,7 @@ def test_writes_every_file_with_its_hash(tmp_path: Path) -> None:
     assert names(target) == FILES
     assert names(target.parent) == ["small"]
     manifest = json.loads((target / "manifest.json").read_text())
-    assert manifest["format_version"] == 2
+    assert manifest["format_version"] == 3
     assert sorted(manifest["files"]) == FILES[1:]
     for name, entry in manifest["files"].items():
         content = (target / name).read_bytes()

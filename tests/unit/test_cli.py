@@ -86,7 +86,7 @@ def artifact(tmp_path: Path) -> Path:
         for path in directory.iterdir()
     }
     manifest = {
-        "format_version": 2,
+        "format_version": 3,
         "source": {"kind": "weights", "module": "climodels.Doubled"},
         "target": "onnx",
         "opset": 18,

@@ -208,9 +208,9 @@ def test_damage_is_refused(artifact: Path, case: str) -> None:
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no version": (lambda m: m.pop("format_version"), "the manifest has no 'format_version'"),
-    "newer version": (lambda m: m.update(format_version=3), "format_version is 3, this seqc reads 2: update seqc"),
+    "newer version": (lambda m: m.update(format_version=4), "format_version is 4, this seqc reads 3: update seqc"),
     "older version": (lambda m: m.update(format_version=1), "compile the model again"),
-    "version as text": (lambda m: m.update(format_version="2"), "format_version must be an integer, not a string"),
+    "version as text": (lambda m: m.update(format_version="3"), "format_version must be an integer, not a string"),
     "no inputs": (lambda m: m.pop("inputs"), "the manifest has no 'inputs'"),
     "empty inputs": (lambda m: m.update(inputs=[]), "inputs is empty"),
     "input of a wrong type": (lambda m: m.update(inputs=[3]), "inputs[0] must be an object, not an integer"),

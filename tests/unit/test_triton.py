@@ -159,7 +159,7 @@ def streaming(**state: Any) -> Any:
     """A manifest with one state, x[batch, sequence, 4] and y."""
     whole = {"name": "s", "next": "t", "dtype": "float32", "shape": ["batch", 3], "initial": 0.0, "batch_axis": 0}
     manifest = small_manifest(states=[{**whole, **state}], steps_dim="sequence")
-    return parse_manifest({**manifest, "format_version": 2, "files": {}})
+    return parse_manifest({**manifest, "format_version": 3, "files": {}})
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_states_that_triton_would_swap_are_found() -> None:
     ports = {n: [{"name": n, "dtype": "float32", "shape": ["b", "n"]}] for n in "xy"}
     dims = {n: {"min": 1, "max": None, "traced": 3} for n in "bn"}
     manifest = small_manifest(inputs=ports["x"], outputs=ports["y"], dims=dims, states=states, steps_dim="n")
-    config, _ = model_config(parse_manifest({**manifest, "format_version": 2, "files": {}}), Serving("model"))
+    config, _ = model_config(parse_manifest({**manifest, "format_version": 3, "files": {}}), Serving("model"))
     inputs = {"x": ("TYPE_FP32", (-1, -1)), "c": ("TYPE_FP32", (-1, 3)), "c_len": ("TYPE_FP32", (-1, 3))}
     outputs = {"y": ("TYPE_FP32", (-1, -1)), "c_next": inputs["c"], "c_len_next": inputs["c"]}
     with pytest.raises(ArtifactError, match="would pass 'c_len_next' on to 'c' instead of 'c_next'"):
