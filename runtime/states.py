@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from seqc.errors import ArtifactError
+from seqc.runtime.backend import Kept
 from seqc.runtime.inputs import Array
 from seqc.runtime.manifest import Port, State, spell
-from seqc.runtime.ort import Kept, keep
+from seqc.runtime.ort import keep
 from seqc.runtime.shapes import evaluate
 
 
@@ -22,7 +23,7 @@ class StatePort:
 
     ``initial`` is its value before the first step, of one row (one stream) along ``batch_axis``; a state without that axis is
     shared by all rows that are in step. ``grows`` is the axis of a growing state's places, one for each step; ``initial`` has
-    none of these. ``device`` is where onnxruntime keeps it.
+    none of these. ``put`` takes an array to where the model computes.
     """
 
     port: Port
@@ -30,7 +31,7 @@ class StatePort:
     initial: Array
     batch_axis: int | None
     grows: int | None
-    device: str = "cpu"
+    put: Callable[[Array], Kept] = keep
 
     def start(self, rows: int, places: int = 0) -> Array:
         """The state of ``rows`` streams before their first step, with room for so many where it grows."""
@@ -54,7 +55,7 @@ class StatePort:
 
     def keep(self, value: Array) -> Kept:
         """``value`` where the model computes."""
-        return keep(value, self.device)
+        return self.put(value)
 
     def taken(self, value: Kept, taken: int) -> Array:
         """What is filled of the state."""
@@ -106,7 +107,7 @@ def memory(states: Iterable[StatePort]) -> StateMemory:
     return StateMemory(fixed, per_step)
 
 
-def state_port(state: State, dims: Iterable[str], device: str = "cpu") -> StatePort:
+def state_port(state: State, dims: Iterable[str], put: Callable[[Array], Kept] = keep) -> StatePort:
     """The state that a manifest with these dimensions describes. Raises ArtifactError where its first value does not fit."""
     port, ones = state.port, dict.fromkeys(dims, 1)
     sizes = [size if isinstance(size, int) else evaluate(size, ones) for size in port.shape]
@@ -115,7 +116,7 @@ def state_port(state: State, dims: Iterable[str], device: str = "cpu") -> StateP
         initial = from_json(state.initial, shape, port.dtype)
     except ValueError as error:
         raise ArtifactError(f"the first value of state {port.name!r} does not fit {port}: {error}") from error
-    return StatePort(port, state.following, initial, state.batch_axis, state.grows, device)
+    return StatePort(port, state.following, initial, state.batch_axis, state.grows, put)
 
 
 def to_json(value: Array) -> Any:
