@@ -21,6 +21,7 @@ import seqc
 from seqc import _torch
 from seqc.artifact import write_artifact
 from seqc.backends.onnx.float32_twin import float32_twin, has_bfloat16
+from seqc.backends.onnx.quantize import INT4_OPSET
 from seqc.backends.tensorrt.engines import Plan, plan
 from seqc.check import CheckReport, check, first_divergence, to_numpy
 from seqc.compare import default_tolerance
@@ -143,7 +144,11 @@ def compile(
     chosen = parse_options(options)
     goal = get_target(target)
     engines = plan(goal, chosen)
+    if opset is None and chosen["weights"] == "int4":
+        opset = max(goal.default_opset, INT4_OPSET)
     version = goal.check_opset(opset)
+    if chosen["weights"] == "int4" and version < INT4_OPSET:
+        raise UsageError(f"weights=int4 needs opset {INT4_OPSET}, not {version}")
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
     settings = {form: {name: chosen[f"{form}.{name}"] for name in told} for form, told in SETTINGS.items()}
     before = _passes(passes, chosen)
@@ -222,7 +227,7 @@ def _compile(
         )
     if checked:
         start = time.perf_counter()
-        runnable = _float32_form(compiled) if narrow else compiled
+        runnable = float32_form(compiled) if narrow else compiled
         source = source_function(module, program, signature.positional)
         exact = in_float64(module, lambda wide: source_function(wide, program, signature.positional))
         result = run_check(source, runnable.run, signature, program, tolerance, exact)
@@ -238,6 +243,13 @@ def _compile(
         if not result.ok:
             _fail(result, source, traced, steps, runnable, signature, tolerance)
         stage("check", len(result.cases), time.perf_counter() - start)
+    if options["weights"] != "float":
+        start = time.perf_counter()
+        from seqc.quantized import Checks, quantized
+
+        checks = Checks(source_function(module, program, signature.positional), signature, program, tolerance)
+        compiled = quantized(compiled, options["weights"], checks if checked else None)
+        stage("quantize", compiled.report["quantization"]["matrices"], time.perf_counter() - start)
     if engines is not None:
         _build(engines, compiled, stage)
     return compiled
@@ -363,7 +375,7 @@ def _fail(
         raise VerificationError(f"{error}; the first stage after which it differs is {stage}{hint}") from None
 
 
-def _float32_form(compiled: Compiled) -> Compiled:
+def float32_form(compiled: Compiled) -> Compiled:
     """``compiled`` with float32 in place of bfloat16, to be run and not to be kept."""
     step = compiled.step_model
     return replace(

@@ -80,6 +80,13 @@ OPTIONS: dict[str, Option] = {
             _choice("auto", *DTYPES),
             "what the model computes in, but for states, decays, norms and softmax; auto: the model's own types",
         ),
+        Option(
+            "weights",
+            "float",
+            "float, int8 or int4",
+            _choice("float", "int8", "int4"),
+            "how matrices are stored: int8 has a scale for each output channel, int4 for each block of 128 or fewer",
+        ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
         *map(_lowering, FORMS),
         Option(
