@@ -13,6 +13,7 @@ from seqc.passes.fuse_flips import FuseFlips
 from seqc.passes.group_queries import GroupQueries
 from seqc.passes.hoist import Hoist
 from seqc.passes.make_stateful import MakeStateful
+from seqc.passes.narrow import Narrow
 from seqc.passes.sink import Sink
 from seqc.passes.sink_readouts import SinkReadouts
 from seqc.passes.split_complex import SplitComplex
@@ -33,6 +34,7 @@ __all__ = [
     "GroupQueries",
     "Hoist",
     "MakeStateful",
+    "Narrow",
     "Sink",
     "SinkReadouts",
     "SplitComplex",

@@ -1,4 +1,4 @@
-"""The execution runtime: loads a compiled artifact and runs it. Needs numpy and onnxruntime only."""
+"""The execution runtime: loads a compiled artifact and runs it. Needs numpy and onnxruntime, or TensorRT, only."""
 
 from __future__ import annotations
 

@@ -9,11 +9,12 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from seqc.errors import ArtifactError, MissingExtraError
+from seqc.runtime.backend import Kept
 from seqc.runtime.inputs import Array, nearest
 
 Provider = str | tuple[str, dict[str, Any]]
@@ -119,16 +120,6 @@ def _name(provider: Provider) -> str:
     raise ArtifactError(f"a provider is a name or a pair of a name and a dict of options, not {provider!r}")
 
 
-class Kept(Protocol):
-    """An array where onnxruntime computes, on its device: passed from call to call without a copy. An ``OrtValue``."""
-
-    def numpy(self) -> Array:
-        """A view of memory that lives no longer than this value, where that is on the CPU."""
-        ...
-
-    def tensor_size_in_bytes(self) -> int: ...
-
-
 def keep(array: Array, device: str = "cpu") -> Kept:
     """``array``, which must not be written to any more, as an OrtValue."""
     plain = np.ascontiguousarray(array).reshape(array.shape)
@@ -136,46 +127,51 @@ def keep(array: Array, device: str = "cpu") -> Kept:
     return value
 
 
-def device_of(ort_session: Any) -> str:
-    """Where the first provider of a session computes."""
-    return "cuda" if ort_session.get_providers()[0] == _CUDA else "cpu"
+class OnnxModel:
+    """A model that onnxruntime runs: a :class:`~seqc.runtime.backend.Backend`."""
 
+    def __init__(self, ort_session: Any) -> None:
+        self._session = ort_session
+        self._device = "cuda" if ort_session.get_providers()[0] == _CUDA else "cpu"
+        self.inputs = tuple(node.name for node in ort_session.get_inputs())
+        self.outputs = tuple(node.name for node in ort_session.get_outputs())
 
-def run_bound(
-    ort_session: Any,
-    inputs: Mapping[str, Array],
-    states: Mapping[str, Kept],
-    outputs: Sequence[str],
-    kept: Mapping[str, Kept | None],
-) -> tuple[list[Array], tuple[Kept, ...]]:
-    """Run with checked inputs and with states that stay where the first provider computes.
+    @property
+    def providers(self) -> tuple[str, ...]:
+        return tuple(self._session.get_providers())
 
-    Returns:
-        The arrays called ``outputs``, and the values called ``kept``, which stay there; those that have a value already are
-        written to it.
+    def keep(self, name: str, array: Array) -> Kept:
+        return keep(array, self._device)
 
-    Raises:
-        ArtifactError: onnxruntime failed inside the model.
-    """
-    binding = ort_session.io_binding()
-    device = device_of(ort_session)
-    # held until the run is over: a binding does not keep what it reads alive
-    given = {**{n: keep(a) for n, a in inputs.items()}, **states}
-    with _running() as options:
-        for name, value in given.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name)
-        for name, place in kept.items():
-            if place is None:
-                binding.bind_output(name, device)
-            else:
-                binding.bind_ortvalue_output(name, place)
-        ort_session.run_with_iobinding(binding, options)
-        values = binding.get_outputs()
-    # what comes back of a value that was given does not keep its memory alive
-    following = tuple(place or new for place, new in zip(kept.values(), values[len(outputs) :], strict=True))
-    return [v.numpy().copy() for v in values[: len(outputs)]], following
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+        return run_session(self._session, outputs, dict(inputs))
+
+    def run_bound(
+        self,
+        inputs: Mapping[str, Array],
+        states: Mapping[str, Kept],
+        outputs: Sequence[str],
+        kept: Mapping[str, Kept | None],
+    ) -> tuple[list[Array], tuple[Kept, ...]]:
+        """See :meth:`~seqc.runtime.backend.Backend.run_bound`; what has a value already is written to it."""
+        binding = self._session.io_binding()
+        # held until the run is over: a binding does not keep what it reads alive
+        given = {**{n: keep(a) for n, a in inputs.items()}, **states}
+        with _running() as options:
+            for name, value in given.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                binding.bind_output(name)
+            for name, place in kept.items():
+                if place is None:
+                    binding.bind_output(name, self._device)
+                else:
+                    binding.bind_ortvalue_output(name, place)
+            self._session.run_with_iobinding(binding, options)
+            values = binding.get_outputs()
+        # what comes back of a value that was given does not keep its memory alive
+        following = tuple(place or new for place, new in zip(kept.values(), values[len(outputs) :], strict=True))
+        return [v.numpy().copy() for v in values[: len(outputs)]], following
 
 
 def run_session(ort_session: Any, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:

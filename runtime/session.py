@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from seqc.errors import ArtifactError, UsageError
 from seqc.runtime import manifest as manifests
+from seqc.runtime import tensorrt
+from seqc.runtime.backend import Backend, Kept
 from seqc.runtime.files import check_files
 from seqc.runtime.generate import Generator, OnToken, prompts_of, token_ports
 from seqc.runtime.inputs import Array, prepare
 from seqc.runtime.manifest import MODEL_FILE, STEP_FILE, DimRange, Manifest, Port
-from seqc.runtime.ort import Kept, Provider, device_of, open_session, run_bound, run_session
+from seqc.runtime.ort import OnnxModel, Provider, open_session
 from seqc.runtime.rows import Rows
 from seqc.runtime.sampling import Sampling
 from seqc.runtime.states import StateMemory, StatePort, memory, state_port
@@ -23,29 +25,28 @@ from seqc.runtime.stream import Stream
 class Session:
     """A loaded artifact; make one with :func:`load`. ``run`` may be called from several threads.
 
-    ``step_session`` runs the form of a streaming artifact for one new step; None takes the general one.
+    ``step`` runs the form of a streaming artifact for one new step; None takes the general one, ``model``.
     """
 
-    def __init__(self, manifest: Manifest, ort_session: Any, step_session: Any = None) -> None:
+    def __init__(self, manifest: Manifest, model: Backend, step: Backend | None = None) -> None:
         self._manifest = manifest
-        self._ort, self._step = ort_session, step_session
+        self._model, self._step = model, step
         self.states: tuple[StatePort, ...] = tuple(
-            state_port(s, manifest.dims, device_of(ort_session)) for s in manifest.states
+            state_port(s, manifest.dims, functools.partial(model.keep, s.port.name)) for s in manifest.states
         )
         self._rows = Rows(manifest)
-        for found in (ort_session, step_session) if step_session is not None else (ort_session,):
+        for found in (model, step) if step is not None else (model,):
             self._check_names(found)
 
-    def _check_names(self, ort_session: Any) -> None:
-        for kind, names, nodes in (
-            ("inputs", [s.port.name for s in self.states], ort_session.get_inputs()),
-            ("outputs", [s.following for s in self.states], ort_session.get_outputs()),
+    def _check_names(self, model: Backend) -> None:
+        for kind, names, found in (
+            ("inputs", [s.port.name for s in self.states], model.inputs),
+            ("outputs", [s.following for s in self.states], model.outputs),
         ):
             named = [p.name for p in getattr(self._manifest, kind)] + names
-            found = [n.name for n in nodes]
             if sorted(named) != sorted(found):
                 raise ArtifactError(
-                    f"the manifest names the {kind} {', '.join(named)} but {MODEL_FILE} has {', '.join(found)}"
+                    f"the manifest names the {kind} {', '.join(named)} but the model has {', '.join(found)}"
                 )
 
     @property
@@ -69,8 +70,8 @@ class Session:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """The onnxruntime execution providers in use, in order of preference."""
-        return tuple(self._ort.get_providers())
+        """What computes, in order of preference: execution providers of onnxruntime, or one package of TensorRT."""
+        return self._model.providers
 
     @property
     def identity(self) -> str:
@@ -91,8 +92,15 @@ class Session:
     @property
     def most_steps(self) -> int | None:
         """How many places growing states may have; None: any number."""
-        names = {s.port.shape[s.grows] for s in self.states if s.grows is not None}
-        return min((top for n in names if (top := self.dims[str(n)].max) is not None), default=None)
+        return min((top for dim in self._places_dims() if (top := dim.max) is not None), default=None)
+
+    @property
+    def least_places(self) -> int:
+        """How many places growing states have at least, filled or not: an engine may be built for no fewer."""
+        return max((dim.min for dim in self._places_dims()), default=0)
+
+    def _places_dims(self) -> list[DimRange]:
+        return [self.dims[str(s.port.shape[s.grows])] for s in self.states if s.grows is not None]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once: a streaming artifact from its first states on.
@@ -104,14 +112,14 @@ class Session:
             One array per name in :attr:`outputs`, in that order.
 
         Raises:
-            ArtifactError: an input does not fit (one line: what was expected and what was given), or onnxruntime
-                failed.
+            ArtifactError: an input does not fit (one line: what was expected and what was given), or the model failed.
         """
         arrays = prepare(self.inputs, self.dims, inputs)
         names = [port.name for port in self.outputs]
         rows = self._rows.count(arrays)
-        arrays |= {s.port.name: s.start(rows, self._rows.steps(arrays)) for s in self.states}
-        return dict(zip(names, run_session(self._ort, names, arrays), strict=True))
+        places = max(self._rows.steps(arrays), self.least_places)
+        arrays |= {s.port.name: s.start(rows, places) for s in self.states}
+        return dict(zip(names, self._model.run(names, arrays), strict=True))
 
     def memory(self) -> StateMemory:
         """What the states of a stream take: bytes of a row, and more for each step."""
@@ -197,10 +205,10 @@ class Session:
         """(outputs, next states) of new steps from ``states`` on, whose growing ones have places for them."""
         names = [port.name for port in self.outputs]
         given = {s.port.name: value for s, value in zip(self.states, states, strict=True)}
-        session = self._step if steps == 1 and self._step is not None else self._ort
-        # a growing state is written in place: what takes it also gives it
+        model = self._step if steps == 1 and self._step is not None else self._model
+        # a growing state can be written in place: what takes it also gives it
         kept = {s.following: given[s.port.name] if s.grows is not None else None for s in self.states}
-        arrays, following = run_bound(session, inputs, given, names, kept)
+        arrays, following = model.run_bound(inputs, given, names, kept)
         return dict(zip(names, arrays, strict=True)), following
 
 
@@ -209,15 +217,20 @@ def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> 
 
     Args:
         directory: what ``seqc compile -o`` or ``Compiled.save`` wrote.
-        providers: onnxruntime execution providers, as names or (name, options) pairs, passed through; by default a CUDA
-            GPU where there is one, else the CPU.
+        providers: execution providers of onnxruntime, as names or (name, options) pairs, passed through; by default a CUDA
+            GPU where there is one, else the CPU. ``tensorrt-rtx`` or ``tensorrt``, alone, runs the artifact's engines; their
+            options are those of :class:`~seqc.runtime.tensorrt.Options`.
 
     Raises:
-        ArtifactError: the artifact is missing, damaged or altered, or a provider is not available.
-        MissingExtraError: onnxruntime is not installed.
+        ArtifactError: the artifact is missing, damaged or altered, or a provider is not available; of engines, that there is
+            no GPU, that they were not built for it, or by another version of the package.
+        MissingExtraError: onnxruntime, or the package of the engines, is not installed.
     """
     directory = Path(directory)
     manifest = manifests.read(directory)
     check_files(directory, manifest)
-    step = open_session(directory / STEP_FILE, providers, manifest.opset) if STEP_FILE in manifest.files else None
-    return Session(manifest, open_session(directory / MODEL_FILE, providers, manifest.opset), step)
+    engines = tensorrt.asked(providers)
+    if engines is not None:
+        return Session(*tensorrt.open_engines(directory, manifest, engines))
+    files = [MODEL_FILE, *([STEP_FILE] if STEP_FILE in manifest.files else [])]
+    return Session(manifest, *(OnnxModel(open_session(directory / name, providers, manifest.opset)) for name in files))

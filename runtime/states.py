@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from seqc.errors import ArtifactError
+from seqc.runtime.backend import Kept
 from seqc.runtime.inputs import Array
 from seqc.runtime.manifest import DimRange, Port, State, spell
-from seqc.runtime.ort import Kept, keep
+from seqc.runtime.ort import keep
 from seqc.runtime.shapes import evaluate
 
 
@@ -23,7 +24,7 @@ class StatePort:
     ``initial`` is its value before the first step, of one row (one stream) along ``batch_axis``; a state without that axis is
     shared by all rows that are in step. ``grows`` is the axis of a growing state's places, one for each step; ``initial`` has
     none of these. ``pending`` is the axis of its steps since the beginning of the last chunk, ``most_pending`` at most;
-    ``initial`` has none of these either. ``device`` is where onnxruntime keeps it.
+    ``initial`` has none of these either. ``put`` takes an array to where the model computes.
     """
 
     port: Port
@@ -33,7 +34,7 @@ class StatePort:
     grows: int | None = None
     pending: int | None = None
     most_pending: int = 0
-    device: str = "cpu"
+    put: Callable[[Array], Kept] = keep
 
     def start(self, rows: int, places: int = 0) -> Array:
         """The state of ``rows`` streams before their first step, with room for so many where it grows."""
@@ -57,7 +58,7 @@ class StatePort:
 
     def keep(self, value: Array) -> Kept:
         """``value`` where the model computes."""
-        return keep(value, self.device)
+        return self.put(value)
 
     def taken(self, value: Kept, taken: int) -> Array:
         """What is filled of the state."""
@@ -114,7 +115,7 @@ def memory(states: Iterable[StatePort]) -> StateMemory:
     return StateMemory(fixed, per_step)
 
 
-def state_port(state: State, dims: Mapping[str, DimRange], device: str = "cpu") -> StatePort:
+def state_port(state: State, dims: Mapping[str, DimRange], put: Callable[[Array], Kept] = keep) -> StatePort:
     """The state that a manifest with these dimensions describes. Raises ArtifactError where its first value does not fit."""
     port, ones = state.port, dict.fromkeys(dims, 1)
     sizes = [size if isinstance(size, int) else evaluate(size, ones) for size in port.shape]
@@ -126,7 +127,7 @@ def state_port(state: State, dims: Mapping[str, DimRange], device: str = "cpu") 
         raise ArtifactError(f"the first value of state {port.name!r} does not fit {port}: {error}") from error
     most = 0 if state.pending is None else dims[str(port.shape[state.pending])].max or 0
     return StatePort(
-        port, state.following, initial, state.batch_axis, state.grows, state.pending, most_pending=most, device=device
+        port, state.following, initial, state.batch_axis, state.grows, state.pending, most_pending=most, put=put
     )
 
 

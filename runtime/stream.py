@@ -11,8 +11,8 @@ import numpy as np
 
 from seqc.errors import ArtifactError
 from seqc.runtime import saved
+from seqc.runtime.backend import Kept
 from seqc.runtime.inputs import Array
-from seqc.runtime.ort import Kept
 from seqc.runtime.room import Room, places
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Stream:
             One array per output, of the new steps. Outputs without an axis of steps are what they are at the end.
 
         Raises:
-            ArtifactError: an input does not fit, or onnxruntime failed; the stream is then as it was.
+            ArtifactError: an input does not fit, or the model failed; the stream is then as it was.
         """
         asked = list(range(self._size)) if rows is None else self._checked(rows)
         arrays, steps = self._session.prepare_step(inputs, len(asked))
@@ -199,7 +199,7 @@ class Stream:
         most = self._session.most_steps
         if most is not None and seen > most:
             raise ArtifactError(f"the model takes {most} steps in all at most, and these would be {seen}")
-        count = places(seen) if most is None else min(places(seen), most)
+        count = max(places(seen) if most is None else min(places(seen), most), self._session.least_places)
         states = zip(self._session.states, group.states, strict=True)
         moved = tuple(state.moved(value, group.position, count) for state, value in states)
         return replace(group, states=moved, room=Room(count, seen))

@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 import seqc
 from seqc import _torch
 from seqc.artifact import write_artifact
+from seqc.backends.onnx.float32_twin import float32_twin, has_bfloat16
+from seqc.backends.onnx.quantize import INT4_OPSET
 from seqc.backends.tensorrt.engines import Plan, plan
 from seqc.check import CheckReport, check, first_divergence, to_numpy
 from seqc.compare import default_tolerance
@@ -32,8 +34,8 @@ from seqc.frontend.trace import trace_signature
 from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
 from seqc.memory import nominal_sizes, peak_activations
-from seqc.options import parse_options
-from seqc.passes import BY_NAME, DEFAULT, FoldConstants, GroupQueries, MakeStateful, Sink, WidenStates
+from seqc.options import DTYPES, parse_options
+from seqc.passes import BY_NAME, DEFAULT, FoldConstants, GroupQueries, MakeStateful, Narrow, Sink, WidenStates
 from seqc.pipeline import PassRecord, Progress, run_passes
 from seqc.program import Port, Program, module_path, source_line
 from seqc.rewrite import Pass
@@ -142,18 +144,29 @@ def compile(
     chosen = parse_options(options)
     goal = get_target(target)
     engines = plan(goal, chosen)
+    if opset is None and chosen["weights"] == "int4":
+        opset = max(goal.default_opset, INT4_OPSET)
     version = goal.check_opset(opset)
+    if chosen["weights"] == "int4" and version < INT4_OPSET:
+        raise UsageError(f"weights=int4 needs opset {INT4_OPSET}, not {version}")
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
     settings = {form: {name: chosen[f"{form}.{name}"] for name in told} for form, told in SETTINGS.items()}
     before = _passes(passes, chosen)
+    asked = DTYPES.get(chosen["dtype"])
+    narrow = []
+    if asked is not None:
+        goal.check_dtype(asked)
+        narrow = [Narrow(getattr(torch, asked))]
     # Once more behind Lower: ops written as loops read at full size what Sink moves into them, and what Hoist took out of
     # loops may depend on weights alone.
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
-    steps = [*before, Lower(goal, forced, opset=version, settings=settings), *again]
+    steps = [*before, *narrow, Lower(goal, forced, opset=version, settings=settings), *again]
     if stateful:
         # before it is decided what is kept: keys are, not their repetitions
         first = [step for step in steps if step.name == GroupQueries.name]
         steps = [*first, WidenStates(), MakeStateful(), *(step for step in steps if step not in first)]
+    elif narrow:
+        steps = [WidenStates(), *steps]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     # what is tried on random numbers leaves the user's own sequence of them as it was
     with evaluating(module), torch.random.fork_rng(devices=()):
@@ -203,23 +216,40 @@ def _compile(
         "peak_activations": memory,
         "check": None,
     }
-    tolerance = _tolerances(program, options["tolerance"])
+    tolerance = _tolerances(program, options)
     manifest = _manifest(module, program, goal.name, opset, records, memory, tolerance)
     compiled = Compiled(program, model, manifest, report, step_model)
+    narrow = any(map(has_bfloat16, filter(None, (model, step_model))))
+    if narrow:
+        manifest["notes"].append(
+            "computes in bfloat16, for which ONNX Runtime has no kernels on a CPU: it runs as an engine"
+            + ("; what was checked is the Program in PyTorch, and the ONNX model with float32 in its place" * checked)
+        )
     if checked:
         start = time.perf_counter()
+        runnable = float32_form(compiled) if narrow else compiled
         source = source_function(module, program, signature.positional)
         exact = in_float64(module, lambda wide: source_function(wide, program, signature.positional))
-        result = run_check(source, compiled.run, signature, program, tolerance, exact)
+        result = run_check(source, runnable.run, signature, program, tolerance, exact)
         report["check"] = result.to_json()
+        if result.ok and narrow:
+            result = run_check(source, _on_arrays(_runner(program)), signature, program, tolerance, exact)
+            report["check_in_bfloat16"] = result.to_json()
         if result.ok and program.states:
-            chunks = in_chunks(compiled.session)
+            chunks = in_chunks(runnable.session)
             result = run_check(source, chunks, signature, program, tolerance, exact)
             report["check_in_chunks"] = result.to_json()
         manifest["notes"] += _float64_note(result)
         if not result.ok:
-            _fail(result, source, traced, steps, compiled, signature, tolerance)
+            _fail(result, source, traced, steps, runnable, signature, tolerance)
         stage("check", len(result.cases), time.perf_counter() - start)
+    if options["weights"] != "float":
+        start = time.perf_counter()
+        from seqc.quantized import Checks, quantized
+
+        checks = Checks(source_function(module, program, signature.positional), signature, program, tolerance)
+        compiled = quantized(compiled, options["weights"], checks if checked else None)
+        stage("quantize", compiled.report["quantization"]["matrices"], time.perf_counter() - start)
     if engines is not None:
         _build(engines, compiled, stage)
     return compiled
@@ -244,7 +274,9 @@ def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) 
 
     program = traced.copy()
     run_passes(program, [MakeStateful(steps=1) if isinstance(step, MakeStateful) else step for step in steps])
-    if [(s.name, s.grows) for s in program.states] != [(s.name, s.grows) for s in general.states]:
+    if [(s.name, s.grows, s.initial.dtype) for s in program.states] != [
+        (s.name, s.grows, s.initial.dtype) for s in general.states
+    ]:
         raise VerificationError("the form for one step has other states than the general one")
     return export(program, opset)
 
@@ -343,6 +375,22 @@ def _fail(
         raise VerificationError(f"{error}; the first stage after which it differs is {stage}{hint}") from None
 
 
+def float32_form(compiled: Compiled) -> Compiled:
+    """``compiled`` with float32 in place of bfloat16, to be run and not to be kept."""
+    step = compiled.step_model
+    return replace(
+        compiled,
+        model=float32_twin(compiled.model),
+        step_model=None if step is None else float32_twin(step),
+        _session=None,
+        _directory=None,
+    )
+
+
+def _on_arrays(run: Callable[[dict[str, torch.Tensor]], Arrays]) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: run({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
 def _runner(program: Program) -> Callable[[dict[str, torch.Tensor]], Arrays]:
     def run(inputs: dict[str, torch.Tensor]) -> Arrays:
         values = [inputs[p.name] for p in program.given_inputs]
@@ -406,10 +454,14 @@ def _manifest(
     }
 
 
-def _tolerances(program: Program, asked: float | None) -> dict[str, float]:
-    """The largest accepted error of each output."""
-    ports = program.own_outputs
-    return {p.name: default_tolerance(str(p.dtype).removeprefix("torch.")) if asked is None else asked for p in ports}
+def _tolerances(program: Program, options: dict[str, Any]) -> dict[str, float]:
+    """The largest accepted error of each output: that of its type, or of the one that was asked to compute in."""
+    asked = options["tolerance"]
+    if asked is not None:
+        return {p.name: asked for p in program.own_outputs}
+    least = default_tolerance(DTYPES.get(options["dtype"], "float32"))
+    own = {p.name: default_tolerance(str(p.dtype).removeprefix("torch.")) for p in program.own_outputs}
+    return {name: max(tolerance, least) for name, tolerance in own.items()}
 
 
 def _memory(traced: Program, program: Program) -> dict[str, Any]:

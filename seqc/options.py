@@ -12,6 +12,9 @@ from seqc.backends.tensorrt.settings import parse_bytes, parse_range, parse_sms
 from seqc.errors import UsageError
 from seqc.lowerings import FORMS, SETTINGS
 
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""The names that ``dtype`` takes, and those of numpy and PyTorch."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -69,6 +72,20 @@ OPTIONS: dict[str, Option] = {
             "a number of at least 0, or auto",
             _tolerance,
             "largest error that the check accepts, relative to the scale of each output; auto: 1e-4, for float16 2^-8",
+        ),
+        Option(
+            "dtype",
+            "auto",
+            "fp32, fp16 or bf16, or auto",
+            _choice("auto", *DTYPES),
+            "what the model computes in, but for states, decays, norms and softmax; auto: the model's own types",
+        ),
+        Option(
+            "weights",
+            "float",
+            "float, int8 or int4",
+            _choice("float", "int8", "int4"),
+            "how matrices are stored: int8 has a scale for each output channel, int4 for each block of 128 or fewer",
         ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
         *map(_lowering, FORMS),

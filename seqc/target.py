@@ -35,6 +35,11 @@ class Target:
     measured: bool = True
     engines: str = ""
 
+    def check_dtype(self, asked: str) -> None:
+        """Raises UsageError where the target does not compute in the floating-point type ``asked``."""
+        if asked not in self.dtypes:
+            raise UsageError(f"target {self.name!r} has no kernels for {asked}: take float16, or target tensorrt-rtx")
+
     def check_opset(self, asked: int | None) -> int:
         """The opset to emit. Raises UsageError where ``asked`` is outside the range."""
         if asked is None:
@@ -55,7 +60,7 @@ _TENSORRT = Target(
     runs_on="onnxruntime",
     opsets=range(18, 25),
     default_opset=20,
-    dtypes=("float32", "float16", "int64", "int32", "bool"),
+    dtypes=("float32", "float16", "bfloat16", "int64", "int32", "bool"),
     avoids_loops=True,
     longest=65536,
     engines="tensorrt",

@@ -44,6 +44,11 @@ _EPILOG = "Options for --opt: " + "; ".join(map(_told, (*OPTIONS.values(), *FAMI
 @click.option("--inputs", "inputs_file", metavar="F.npz", help="Example inputs, one array per input.")
 @click.option("--dynamic", multiple=True, metavar="NAME:AXIS=DIM", help="Make an axis of an input dynamic.")
 @click.option("--stateful", is_flag=True, help="Take sequences piece by piece: derive the step form and its states.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="What the model computes in, but for states, decays, norms and softmax; the same as --opt dtype=...",
+)
 @click.option("--opset", type=int, metavar="N", help="ONNX opset of the result.")
 @click.option("--passes", metavar="+A,-B", help="Passes to add or leave out; see `seqc passes`.")
 @click.option("--opt", "options", multiple=True, metavar="KEY=VALUE", help="An option of the compiler.")
@@ -61,6 +66,7 @@ def command(
     inputs_file: str | None,
     dynamic: tuple[str, ...],
     stateful: bool,
+    dtype: str | None,
     opset: int | None,
     passes: str | None,
     options: tuple[str, ...],
@@ -74,7 +80,7 @@ def command(
     """
     parsed = [parse_input(text) for text in specs]
     dynamic_axes = parse_dynamic(dynamic)
-    chosen = parse_options(options)
+    chosen = parse_options([*options, *([f"dtype={dtype}"] if dtype else [])])
     if parsed and inputs_file:
         raise UsageError("--input and --inputs exclude each other")
     arrays = read_npz(inputs_file) if inputs_file else None

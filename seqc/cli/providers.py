@@ -1,4 +1,4 @@
-"""``--provider``: ONNX Runtime's execution providers, with options, from the command line."""
+"""``--provider``: ONNX Runtime's execution providers, or the engines' package, with options, from the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def provider_option(function: _F) -> _F:
     def callback(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[Provider, ...]:
         return tuple(parse_provider(text) for text in value)
 
-    text = "onnxruntime execution provider, with options as NAME:KEY=VALUE,KEY=VALUE; repeat in order."
+    text = (
+        "onnxruntime execution provider, with options as NAME:KEY=VALUE,KEY=VALUE; repeat in order. tensorrt-rtx or "
+        "tensorrt runs the artifact's engines."
+    )
     return click.option("--provider", multiple=True, metavar="NAME[:OPTIONS]", callback=callback, help=text)(function)
 
 

@@ -210,6 +210,33 @@ def test_half_precision_is_built_and_told() -> None:
     assert made.manifest["engines"][0]["precision"] == ["float16"]
 
 
+@pytest.mark.parametrize("model", [MambaLike, Attends])
+@pytest.mark.parametrize(("dtype", "name", "kernel"), [("fp16", "float16", "Half"), ("bf16", "bfloat16", "BFloat16")])
+def test_a_float32_model_is_built_in_a_narrow_type(model: type[nn.Module], dtype: str, name: str, kernel: str) -> None:
+    made = compiled(model(), f"dtype={dtype}", stateful=True, check=True)
+    assert made.report["check"]["ok"] and made.report["check_in_chunks"]["ok"]
+    wide = compiled(model(), stateful=True).manifest["engines"]
+    for entry, other in zip(made.manifest["engines"], wide, strict=True):
+        assert entry["precision"] == sorted(["float32", name]) and other["precision"] == ["float32"]
+        assert not entry["has_step_loop"]
+    for engine in made.report["engines"]:
+        assert any(output.startswith(f"{kernel}[") for k in engine["kernels"] for output in k["outputs"])
+
+
+def test_narrow_attention_is_one_kernel() -> None:
+    """Its softmax in float32 is fused all the same."""
+
+    class Heads(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = x.unflatten(-1, (2, 64)).transpose(1, 2)
+            return nn.functional.scaled_dot_product_attention(q, q, q)
+
+    made = seqc.compile(
+        Heads(), (torch.randn(2, 9, 128),), target="tensorrt-rtx", options=["dtype=fp16", "sm=89", *RANGES]
+    )
+    assert any("_gemm_mha" in kernel["name"] for kernel in made.report["engines"][0]["kernels"])
+
+
 def test_only_the_onnx_is_written_where_engines_are_off() -> None:
     made = seqc.compile(nn.Linear(4, 4), (X,), target="tensorrt", options={"engines": "off"}, check=False)
     assert made.engines == {} and made.manifest["engines"] == []

@@ -15,6 +15,7 @@ SCRIPT = """
 import sys
 
 BLOCKED = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "networkx", "sympy", "click", "rich"}
+BLOCKED |= {"tensorrt", "tensorrt_rtx", "cuda"}
 
 class Absent:
     def find_spec(self, fullname, path=None, target=None):

@@ -31,7 +31,8 @@ def attention(
     """softmax(q k^T * scale + mask) v, for [..., heads, length, size] of any rank, in plain ops at every opset.
 
     torchlib takes four axes only, repeats the keys of grouped queries in memory, and gives a row that its mask leaves
-    nothing to attend to a uniform mean, where torch gives zero. Here groups are broadcast and such rows are zero.
+    nothing to attend to a uniform mean, where torch gives zero. Here groups are broadcast and such rows are zero. The
+    softmax of narrow types is taken in float32, as torch does; TensorRT fuses that as well.
     """
     if dropout_p:
         raise Unsupported("attention with dropout: put the model in eval mode")
@@ -54,20 +55,26 @@ def attention(
     else:
         value_ = value
     scores = op.MatMul(scaled, keys)
+    narrow = query.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    if narrow:
+        scores = op.Cast(scores, to=ir.DataType.FLOAT)
+        scores.dtype = ir.DataType.FLOAT
+    like = scores if narrow else query
     alive: Value | None = None
     if is_causal:
-        scores = op.Add(scores, _bias(_causal(query, key), query))
+        scores = op.Add(scores, _bias(_causal(query, key), like))
     elif attn_mask is not None:
         mask = _grouped(attn_mask, kv_heads, groups)
         if attn_mask.dtype == ir.DataType.BOOL:
-            scores = op.Add(scores, _bias(mask, query))
+            scores = op.Add(scores, _bias(mask, like))
             alive = op.Cast(
                 op.ReduceMax(op.Cast(mask, to=ir.DataType.INT32), ints(-1), keepdims=1), to=ir.DataType.BOOL
             )
         else:
-            scores = op.Add(scores, op.CastLike(mask, query) if attn_mask.dtype != query.dtype else mask)
+            scores = op.Add(scores, op.CastLike(mask, like) if attn_mask.dtype != like.dtype else mask)
             alive = op.Not(op.Equal(op.ReduceMax(mask, ints(-1), keepdims=1), constant(float("-inf"), attn_mask)))
-    result = op.MatMul(op.Softmax(scores, axis=-1), value_)
+    weights = op.Softmax(scores, axis=-1)
+    result = op.MatMul(op.Cast(weights, to=query.dtype) if narrow else weights, value_)
     if alive is not None:
         result = op.Where(alive, result, constant(0, query))
     if groups > 1:
@@ -75,9 +82,9 @@ def attention(
     return result
 
 
-def _bias(mask: Value, query: Value) -> Value:
+def _bias(mask: Value, like: Value) -> Value:
     """0 where the mask lets through, else -inf. Added to the scores, as torch does: Where on them is slower."""
-    return op.Where(mask, constant(0, query), constant(float("-inf"), query))
+    return op.Where(mask, constant(0, like), constant(float("-inf"), like))
 
 
 def _causal(query: Value, key: Value) -> Value:
