@@ -286,14 +286,16 @@ def onnx_registry(opset: int) -> Any:
 
 @contextlib.contextmanager
 def quiet_onnx() -> Iterator[None]:
-    """Hide torch.onnx's warnings about its own metadata and about packages that are not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hide torch.onnx's warnings about its own metadata and attributes, and about packages that are not installed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def register_translation(registry: Any, target: Any, function: Callable[..., Any]) -> None:

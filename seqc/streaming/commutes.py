@@ -24,8 +24,8 @@ Axes = tuple[int, ...]
 _NONE: Mapping[fx.Node, int] = {}
 
 # Within the shortest of the axes: some are an element or two shorter than the sequence.
-_PARTS = ((0, 3), (2, 5), (4, 5), (0, 5))
-_LENGTH = 7
+PARTS = ((0, 3), (2, 5), (4, 5), (0, 5))
+LENGTH = 7
 
 
 def commutes(
@@ -43,7 +43,7 @@ def commutes(
     node's arguments with the shape of the result put where they say it. ``sizes`` are small sizes of the other dimensions.
     ``inner`` tells, where steps are merged with other elements in one axis, how many of these there are of each step.
     """
-    at = {**sizes, time: _LENGTH}
+    at = {**sizes, time: LENGTH}
     torch.manual_seed(0)
     values: dict[fx.Node, Any] = {}
     for operand in dict.fromkeys(n for n in node.all_input_nodes if not is_size(n)):
@@ -62,20 +62,20 @@ def commutes(
             }
             shape = list(shape_at(first, at))
             for axis, (start, stop) in chosen.items():
-                shape[axis] = shape[axis] // _LENGTH * (stop - start) if shape[axis] % _LENGTH == 0 else stop - start
+                shape[axis] = shape[axis] // LENGTH * (stop - start) if shape[axis] % LENGTH == 0 else stop - start
             got = _run(node, some, shape, at, resize)
             for full, part in zip(pytree.tree_leaves(whole), pytree.tree_leaves(got), strict=True):
                 wanted = full
                 for axis, bounds in chosen.items():
-                    wanted = _narrow(wanted, axis, bounds, inner.get(node, 1))
-                if part.shape != wanted.shape or not _close(part, wanted):
+                    wanted = narrow(wanted, axis, bounds, inner.get(node, 1))
+                if part.shape != wanted.shape or not close(part, wanted):
                     return False
     except Exception:  # an operation that does not run on a part does not commute with taking one
         return False
     return True
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal but for rounding: what mixes steps is off by the size of the numbers themselves."""
     ulp = torch.finfo(a.dtype).eps if a.dtype.is_floating_point else 0.0
     wide = torch.complex128 if a.is_complex() else torch.float64
@@ -84,7 +84,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _choices(count: int) -> list[tuple[tuple[int, int], ...]]:
     """For each axis a part; with two axes they differ, so that one cannot be taken for the other."""
-    return [tuple(_PARTS[(i + k) % len(_PARTS)] for k in range(count)) for i in range(len(_PARTS))]
+    return [tuple(PARTS[(i + k) % len(PARTS)] for k in range(count)) for i in range(len(PARTS))]
 
 
 def _symbols(size: Any) -> set[sympy.Symbol]:
@@ -136,14 +136,14 @@ def _part_of(
 ) -> torch.Tensor:
     over = [a for a, size in enumerate(fake.shape) if time in _symbols(size)]
     for axis, part in zip(over, parts, strict=True):
-        value = _narrow(value, axis, part, inner)
+        value = narrow(value, axis, part, inner)
     return value
 
 
-def _narrow(value: torch.Tensor, axis: int, part: tuple[int, int], inner: int) -> torch.Tensor:
+def narrow(value: torch.Tensor, axis: int, part: tuple[int, int], inner: int) -> torch.Tensor:
     """``part`` of an axis over time; where other axes are merged with it, of each of their elements."""
     size = value.shape[axis]
-    if size % _LENGTH == 0 and size > _LENGTH:
-        apart = value.reshape(*value.shape[:axis], size // _LENGTH // inner, _LENGTH, inner, *value.shape[axis + 1 :])
+    if size % LENGTH == 0 and size > LENGTH:
+        apart = value.reshape(*value.shape[:axis], size // LENGTH // inner, LENGTH, inner, *value.shape[axis + 1 :])
         return apart.narrow(axis + 1, part[0], part[1] - part[0]).flatten(axis, axis + 2)
     return value.narrow(axis, part[0], part[1] - part[0])

@@ -24,6 +24,7 @@ from seqc.streaming import attention, layers, positions, shifts, sums
 from seqc.streaming.commutes import commutes
 from seqc.streaming.demand import Demand, Everything, Plan, Recent, Window, refuse
 from seqc.streaming.derivation import MOVES, Derivation, Rule, first, resized, target_of
+from seqc.streaming.together import together
 
 aten = torch.ops.aten
 
@@ -190,6 +191,9 @@ def each_step(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
     out = d.axes(node)
     axes = _axes(d, node, over, out)
     if axes is None:
+        found = together(d, node, demand, _others(d), _inner)
+        if found is not None:
+            return found
         raise refuse(node, "it mixes the steps of the sequence in a way for which there is no rule")
     needs = []
     since = max((-d.newest_of(node, a).start for a in out), default=demand.since)

@@ -26,9 +26,3 @@ LOOKS_AHEAD = {
 }
 """What a model is refused with that reads later steps at an earlier one, whose outputs are not one for each step, or that is
 computed for the whole length at once (spectra, triangular systems)."""
-
-NOT_YET = {
-    "qwen3_moe": "mixes the steps of the sequence",  # tokens of all rows sorted by expert
-    "minimax": "mixes the steps of the sequence",  # the same
-}
-"""What a model is refused with that is causal: seqc has no rule for it yet. One that gets a rule has to leave this table."""

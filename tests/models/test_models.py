@@ -17,7 +17,7 @@ from seqc.passes import DEFAULT
 from seqc.program import Program
 from tests.helpers.streams import in_pieces, stream_form
 from tests.models.compare import TOLERANCE, relative_error
-from tests.models.streams import LOOKS_AHEAD, NOT_YET
+from tests.models.streams import LOOKS_AHEAD
 from tests.models.zoo import COMPILED, REFUSED, refused
 from tests.models.zoo.base import BATCHES, ZooModel, eager, tensors
 
@@ -72,7 +72,7 @@ def test_compiled_model_equals_source_at_every_length_and_batch(compilation: Com
 
 def test_step_form_equals_source_in_any_pieces_or_is_refused(compilation: Compilation) -> None:
     zoo, _, traced = compilation
-    expected = {**LOOKS_AHEAD, **NOT_YET}.get(zoo.name)
+    expected = LOOKS_AHEAD.get(zoo.name)
     if expected is not None:
         with pytest.raises(SeqcError, match=expected):
             stream_form(traced)
