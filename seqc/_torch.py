@@ -20,13 +20,29 @@ import sympy
 import torch
 import torch.fx as fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental import _config
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
+from torch.fx.experimental import _config, proxy_tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.experimental.sym_node import _NO_HINT, SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import FloorDiv, Max, Min
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, attributes: dict[str, Any]) -> Iterator[None]:
+    """Inside, a module or class of a library has these attributes instead of its own."""
+    saved = {name: vars(owner)[name] for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(owner, name, value)
 
 
 @dataclass(frozen=True)
@@ -101,12 +117,72 @@ def no_guards(env: ShapeEnv | None, log: list[Specialisation] | None = None) -> 
 
     symbolic_config: Any = _config
     # backed_size_oblivious: broadcasting and contiguity rules are decided as for a general size, not for this one.
-    with env.suppress_guards(), symbolic_config.patch(backed_size_oblivious=True), _shape_rules():
+    with env.suppress_guards(), symbolic_config.patch(backed_size_oblivious=True), _shape_rules(), _quick_sizes():
         vars(env)["evaluate_expr"] = recording
         try:
             yield
         finally:
             del vars(env)["evaluate_expr"]
+
+
+_ARITHMETIC = (
+    "add",
+    "sub",
+    "mul",
+    "int_floordiv",
+    "sym_min",
+    "sym_max",
+    "eq",
+    "ne",
+    "ge",
+    "gt",
+    "le",
+    "lt",
+    "and_",
+    "or_",
+)
+
+
+@contextlib.contextmanager
+def _quick_sizes() -> Iterator[None]:
+    """Inside, arithmetic on sizes that was done before in the same ShapeEnv is looked up: shape rules repeat the same few
+    sums and comparisons for every operation, and sympy is a third of the time of a trace."""
+    if getattr(SymNode._add, "remembers", False):  # type: ignore[attr-defined]
+        yield
+        return
+    changed: dict[str, Any] = {f"_{name}": _remembered(getattr(SymNode, f"_{name}")) for name in _ARITHMETIC}
+    changed["expr"] = property(_current_expr)
+    # meta["tensor_meta"], which nothing of ours reads, asks whether each value is contiguous, in every memory format
+    with replaced(SymNode, changed), replaced(proxy_tensor, {"_extract_tensor_metadata": lambda value: None}):
+        yield
+
+
+def _remembered(original: Callable[[SymNode, SymNode], SymNode]) -> Callable[[SymNode, SymNode], SymNode]:
+    def operation(a: SymNode, b: SymNode) -> SymNode:
+        env = a.shape_env
+        if env is None or get_proxy_mode() is not None:  # a trace records the operation itself
+            return original(a, b)
+        known = vars(env).setdefault("_seqc_arithmetic", {})
+        # types, since equal numbers of different types are equal keys
+        key = (original, a._expr, a.pytype, a.hint, b._expr, b.pytype, b.hint, env._replacements_version_counter)
+        result = known.get(key)
+        if result is None:
+            result = known[key] = original(a, b)
+        # A node of its own: a trace tells values apart by the identity of their nodes.
+        hint = _NO_HINT if result.hint is None else result.hint
+        summation = result._optimized_summation
+        return SymNode(result._expr, env, result.pytype, hint, result.constant, result.fx_node, summation)
+
+    operation.remembers = True  # type: ignore[attr-defined]
+    return operation
+
+
+def _current_expr(node: SymNode) -> Any:
+    """``SymNode.expr`` without the question, at each use, whether all of it is a number: nothing replaces numbers anyway."""
+    env = node.shape_env
+    if env is None or env._replacements_version_counter == 0 or isinstance(node._expr, int):
+        return node._expr
+    return env.replace(node._expr)
 
 
 def _unbind_shapes(t: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
@@ -170,12 +246,48 @@ def _shape_rules() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def lazy_graph_modules() -> Iterator[None]:
+    """GraphModules that torch makes inside write their Python code when it is first called, not after each change."""
+    with _use_lazy_graph_module(True):
+        yield
+
+
+def lazy_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """A GraphModule, whose copies are such too, that writes its Python code when it is called, not after each change."""
+    return _LazyGraphModule(root, graph)
+
+
+@contextlib.contextmanager
 def without_fake_cache() -> Iterator[None]:
     """Fake tensor modes made inside compute every shape: looking symbolic shapes up in torch's cache costs more."""
     import torch._dynamo.config
 
     with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         yield
+
+
+def _layout(x: torch.Tensor) -> tuple[Any, ...]:
+    return x.dtype, x.device, x.layout
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two arguments or results are equal, fake tensors by shape and dtype, sizes by expression."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, FakeTensor):
+        known = a.constant is None and b.constant is None
+        return known and a.fake_mode is b.fake_mode and _layout(a) == _layout(b) and alike((*a.shape,), (*b.shape,))
+    if isinstance(a, torch.Tensor):
+        return False
+    if isinstance(a, torch.SymInt):
+        return bool(a.node.expr == b.node.expr)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    return bool(a == b)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from seqc.frontend.outputs import keep_tensors, output_names
 from seqc.frontend.scan_functions import scans_as_loops
 from seqc.frontend.script_interpreter import interpreted
 from seqc.frontend.signature import Signature
+from seqc.ops.recurrence import trust_values
 from seqc.program import Dim, Port, Program
 
 
@@ -159,7 +160,7 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export without gradients and warnings; its errors name the line of the user's model."""
-    with warnings.catch_warnings(), torch.no_grad(), _torch.without_fake_cache():
+    with warnings.catch_warnings(), torch.no_grad(), _torch.without_fake_cache(), _torch.lazy_graph_modules():
         warnings.simplefilter("ignore")
         try:
             yield
@@ -210,7 +211,7 @@ def _program(
     exported: torch.export.ExportedProgram, returned: _Outputs, signature: Signature, sizes: dict[str, int]
 ) -> Program:
     graph_signature = exported.graph_signature
-    graph_module = fx.GraphModule(exported.graph_module, exported.graph)
+    graph_module = _torch.lazy_graph_module(exported.graph_module, exported.graph)
     tensors = {**exported.state_dict, **exported.constants}
     by_name = {n.name: n for n in graph_module.graph.nodes if n.op == "placeholder"}
     weights, weight_names, inputs = {}, {}, []
@@ -246,6 +247,7 @@ def _program(
         if not isinstance(value, fx.Node):
             raise UnsupportedModelError(f"{name} does not depend on the inputs: it is the constant {value!r}")
     graph_module.graph.output_node().args = (tuple(outputs),)
+    trust_values(graph_module.graph)
     program = Program(
         graph_module,
         weights,

@@ -82,13 +82,25 @@ def recurrence_shapes(
 
 
 class Propagate(fx.Interpreter):
-    """Recomputes ``meta["val"]`` of every node, bodies of recurrences included; run it on fake tensors, without guards."""
+    """Recomputes ``meta["val"]`` of every node, bodies of recurrences included; run it on fake tensors, without guards.
+
+    What a value was computed from is kept in ``meta["computed_from"]``: a call that is the same, on values of the same
+    shapes and dtypes, is not run again, and a value that comes out as it was stays, so that its users are the same too.
+    Strides mean nothing here.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "get_attr":
+            return super().run_node(n)
+        call = _call_of(n, self.map_nodes_to_values) if _is_operation(n) else None
+        if call is not None and _torch.alike(n.meta.get("computed_from"), call):
+            return n.meta["val"]
         result = super().run_node(n)
-        if n.op != "get_attr":
+        if not _torch.alike(n.meta.get("val"), result):
             n.meta["val"] = result
-        return result
+        if call is not None:
+            n.meta["computed_from"] = call
+        return n.meta["val"]
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is recurrence:
@@ -97,6 +109,22 @@ class Propagate(fx.Interpreter):
             _, long, *_, operands = args
             return tuple(Propagate(long).run(*operands))
         return super().call_function(_torch.shape_rule(target), args, kwargs)
+
+
+def _is_operation(node: fx.Node) -> bool:
+    """A call whose value depends on its arguments alone, and on no body."""
+    return node.op == "call_function" and node.target not in (recurrence, choose)
+
+
+def _call_of(node: fx.Node, values: Callable[[Any, fx.Node], Any]) -> tuple[Any, ...]:
+    return node.target, values(node.args, node), values(node.kwargs, node)
+
+
+def trust_values(graph: fx.Graph) -> None:
+    """Let ``propagate`` take every ``meta["val"]`` of a fresh trace as computed from those of the node's arguments."""
+    for node in graph.nodes:
+        if _is_operation(node):
+            node.meta["computed_from"] = _call_of(node, lambda args, _: fx.map_arg(args, lambda n: n.meta["val"]))
 
 
 @dataclass(frozen=True)

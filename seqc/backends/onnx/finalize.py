@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
-import onnxscript.optimizer
 import onnxscript.version_converter
 
 from seqc.backends.onnx.invariants import hoist
+from seqc.backends.onnx.optimize import optimize
 from seqc.errors import UnsupportedOpError
 from seqc.program import Program
 
@@ -30,9 +30,7 @@ def finalize(model: ir.Model, program: Program, opset: int) -> ir.Model:
     with _quiet():
         _convert(model, opset)
         _name(model, program)  # the optimiser's shape inference goes by names and must not meet one twice
-        onnxscript.optimizer.optimize_ir(
-            model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
-        )
+        optimize(model, _FOLD_LIMIT, _should_fold)
     hoist(model.graph)
     _name(model, program)
     _clean(model.graph, {})
