@@ -149,7 +149,7 @@ class _Mover:
     def _write_behind(self, chosen: list[fx.Node]) -> fx.Node | None:
         """Write ``chosen`` behind the loop; the node for which there is no rule, or None where all are written."""
         inside = set(chosen)
-        entering = {a for n in chosen for a in tensor_args(n) if a not in inside and a not in self.known}
+        entering = dict.fromkeys(a for n in chosen for a in tensor_args(n) if a not in inside and a not in self.known)
         pending = {a: self.loop.read(a) for a in entering if isinstance(a.meta["val"], torch.Tensor)}
         self.known |= {a: Value(reader, True) for a, reader in pending.items()}
         with self.loop.emit.before(self.loop.after):

@@ -217,6 +217,10 @@ def _split_inputs(program: Program, splitter: _Splitter) -> None:
         ports.append(dataclasses.replace(port, dtype=real, shape=(*port.shape, 2)))
         program.notes.append(f"input {port.name!r} is complex: its last axis, of size 2, holds real and imaginary part")
     program.inputs = tuple(ports)
+    program.states = tuple(
+        dataclasses.replace(s, initial=torch.view_as_real(s.initial.resolve_conj())) if s.initial.is_complex() else s
+        for s in program.states
+    )
 
 
 def _join_outputs(program: Program, splitter: _Splitter) -> None:

@@ -174,6 +174,22 @@ def ports(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
             yield Problem(node, f"port {port.name!r} is {port.dtype}{port.shape}, its value is {value.dtype}{shape}")
 
 
+def states(program: Program, gm: fx.GraphModule) -> Iterator[Problem]:
+    """A state is an input and an output by its names, behind the model's own, and its first value is of the input's type."""
+    given = program.inputs[len(program.given_inputs) :]
+    following = program.outputs[len(program.own_outputs) :]
+    names = [*(s.name for s in program.states), *(s.next_name for s in program.states)]
+    if [p.name for p in (*given, *following)] != names:
+        yield Problem(None, "the last inputs and outputs are not those of the states")
+        return
+    for state, port in zip(program.states, given, strict=True):
+        if state.initial.dtype != port.dtype or state.initial.dim() != len(port.shape):
+            shape = tuple(state.initial.shape)
+            yield Problem(
+                None, f"state {port.name!r} is {port.dtype}{port.shape}, its first value {state.initial.dtype}{shape}"
+            )
+
+
 def _parsed(shape: tuple[int | str, ...], names: dict[str, sympy.Symbol]) -> tuple[Any, ...]:
     """Sizes as sympy expressions; one that cannot be read stands for itself only."""
     result = []
@@ -312,5 +328,5 @@ def _show(value: Any) -> str:
 BODY_RULES: tuple[Rule, ...] = (output, arguments, targets, values, leading_placeholders, recurrences, choices, lint)
 """What holds in every graph, in the order in which the rules rely on each other."""
 
-RULES: tuple[Rule, ...] = (placeholders, *BODY_RULES, weights, ports)
+RULES: tuple[Rule, ...] = (placeholders, *BODY_RULES, weights, ports, states)
 """What holds in the outermost graph."""

@@ -228,7 +228,7 @@ def _sliced(terms: Terms, node: fx.Node) -> Form:
     new = None if size == 1 else terms.label(size)
     parts: dict[Factor, Factor] = {}
     with terms.emit.before(node):
-        for factor in {f for t in form.terms for f in t.factors if axis[0] in f.support}:
+        for factor in dict.fromkeys(f for t in form.terms for f in t.factors if axis[0] in f.support):
             if factor.node in terms.states or factor.node.graph is not terms.emit.graph:
                 raise NotMultilinear("a part of the state")
             part = terms.emit(aten.slice.Tensor, factor.node, factor.labels.index(axis[0]), cut.start, cut.end)

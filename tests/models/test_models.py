@@ -13,10 +13,12 @@ import torch
 
 import seqc
 from seqc.errors import SeqcError, UnsupportedModelError
-from seqc.passes import DEFAULT
+from seqc.passes import DEFAULT, SplitComplex
 from seqc.program import Program
+from tests.helpers.program_session import program_session
 from tests.helpers.streams import in_pieces, stream_form
 from tests.models.compare import TOLERANCE, relative_error
+from tests.models.followed import Followed, Streamed
 from tests.models.streams import LOOKS_AHEAD
 from tests.models.zoo import COMPILED, REFUSED, refused
 from tests.models.zoo.base import BATCHES, ZooModel, eager, tensors
@@ -70,7 +72,7 @@ def test_compiled_model_equals_source_at_every_length_and_batch(compilation: Com
     assert {where: error for where, error in errors.items() if not error <= TOLERANCE} == {}
 
 
-def test_step_form_equals_source_in_any_pieces_or_is_refused(compilation: Compilation) -> None:
+def test_step_form_equals_source_in_any_pieces_or_is_refused(compilation: Compilation, tmp_path: Path) -> None:
     zoo, _, traced = compilation
     expected = LOOKS_AHEAD.get(zoo.name)
     if expected is not None:
@@ -83,6 +85,30 @@ def test_step_form_equals_source_in_any_pieces_or_is_refused(compilation: Compil
         inputs = zoo.inputs(batch, sum(pieces), 7 + batch)
         errors[pieces] = relative_error(in_pieces(program, inputs, pieces), eager(source, inputs))
     assert {pieces: error for pieces, error in errors.items() if not error <= TOLERANCE} == {}
+    SplitComplex()(program)  # the runtime's arrays are real
+    _live_a_life(Streamed(zoo, source, program_session(program)), tmp_path)
+
+
+def _live_a_life(model: Streamed, directory: Path) -> None:
+    """Rows that wait and begin anew at different times, a fork, a checkpoint that is gone back to, a saved stream."""
+    rows = Followed(model, model.session.stream(3))
+    rows.step(5)
+    rows.step(2, (2, 0))
+    rows.reset(1)
+    checkpoint, other = rows.fork(), rows.fork()
+    other.step(3)
+    rows.step(1)
+    rows.rewind(checkpoint)
+    rows.stream.save(directory / "state")
+    rows.reset(0, 2)
+    rows.stream.load(directory / "state")
+    rows.given = list(checkpoint.given)
+    rows.step(4, (1, 2))
+    rows.reset(2)
+    rows.step(1)
+    other.step(1)
+    lengths = tuple(0 if g is None else next(iter(g.values())).shape[1] for g in rows.given)
+    assert rows.stream.positions == lengths == (8, 5, 1)
 
 
 @pytest.mark.parametrize("zoo", REFUSED, ids=lambda zoo: zoo.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import nn
 
 import seqc
 from seqc.errors import ArtifactError
-from seqc.runtime import Session, Stream, load
+from seqc.runtime import Stream, load
 from tests.models.compare import TOLERANCE, relative_error
+from tests.models.followed import Followed, Streamed
 from tests.models.zoo import ALL
-from tests.models.zoo.base import Inputs, ZooModel, eager
+from tests.models.zoo.base import Inputs, ZooModel
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -69,26 +70,15 @@ MODELS = (
 
 
 @dataclass(frozen=True)
-class Compiled:
-    zoo: ZooModel
-    source: nn.Module
+class Compiled(Streamed):
     directory: Path
-    session: Session
-
-    def whole(self, inputs: Inputs) -> list[torch.Tensor]:
-        """What the source gives for whole sequences: the outputs that have an element for each step."""
-        return [
-            t
-            for t in eager(self.source, inputs)
-            if t.dim() > 1 and t.shape[:2] == next(iter(inputs.values())).shape[:2]
-        ]
 
 
 def _compiled(zoo: ZooModel, directory: Path) -> Compiled:
     example = zoo.inputs(2, 7, 0)
     artifact = seqc.compile(zoo.build(), example, dynamic_shapes=zoo.dynamic_shapes, stateful=True, check=False)
     path = artifact.save(directory / zoo.name)
-    return Compiled(zoo, zoo.build(), path, load(path))
+    return Compiled(zoo, zoo.build(), load(path), path)
 
 
 @pytest.fixture(scope="module")
@@ -102,38 +92,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         found: Compiled = request.getfixturevalue("masked")
         return found
     return _compiled(request.param, tmp_path_factory.mktemp("stream"))
-
-
-@dataclass
-class Followed:
-    """A stream, and for each row all that it was given since it began; each step is compared with the whole of that."""
-
-    model: Compiled
-    stream: Stream
-    given: list[Inputs | None] = field(default_factory=lambda: [None] * 3)
-    seed: int = 0
-
-    def step(self, steps: int, rows: tuple[int, ...] = (0, 1, 2)) -> None:
-        self.seed += 1
-        new = self.model.zoo.inputs(len(rows), steps, self.seed)
-        results = self.stream.step({n: v.numpy() for n, v in new.items()}, rows=list(rows))
-        ports = self.model.session.outputs
-        got = [results[p.name] for p in ports if "sequence" in p.shape]
-        for i, row in enumerate(rows):
-            own = {n: v[i : i + 1] for n, v in new.items()}
-            before = self.given[row]
-            whole = own if before is None else {n: torch.cat([before[n], v], 1) for n, v in own.items()}
-            self.given[row] = whole
-            expected = [t[:, -steps:] for t in self.model.whole(whole)]
-            assert relative_error([g[i : i + 1] for g in got], expected) <= TOLERANCE
-
-    def reset(self, *rows: int) -> None:
-        self.stream.reset(rows)
-        for row in rows:
-            self.given[row] = None
-
-    def fork(self) -> Followed:
-        return Followed(self.model, self.stream.fork(), list(self.given), self.seed + 100)
 
 
 def test_rows_begin_anew_at_different_times_and_wait(model: Compiled) -> None:
@@ -157,8 +115,7 @@ def test_a_fork_goes_its_own_way_and_a_checkpoint_is_gone_back_to(model: Compile
     other = rows.fork()
     other.step(4)
     rows.step(1)
-    rows.stream.rewind(checkpoint.stream)
-    rows.given = list(checkpoint.given)
+    rows.rewind(checkpoint)
     rows.step(9)
     other.step(1)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import seqc
 from seqc.errors import UnsupportedOpError
 from seqc.passes.hoist import Hoist
 from seqc.passes.split_complex import SplitComplex
@@ -15,6 +16,7 @@ from seqc.program import Program
 from seqc.text import text
 from seqc.verify import verify
 from tests.helpers.programs import capture_program, count_ops, loop_program
+from tests.helpers.streams import in_pieces, stream_form
 
 aten = torch.ops.aten
 SIZES = [(3, 7), (1, 1), (2, 2), (2, 13), (1, 64)]
@@ -221,3 +223,23 @@ def test_an_operator_without_a_real_form_is_refused_with_its_source_line() -> No
     program = capture_program(Model(), torch.randn(2, 3, 4))
     with pytest.raises(UnsupportedOpError, match=r"aten\.tanh.*test_split_complex\.py:\d+: .*torch\.tanh"):
         SplitComplex()(program)
+
+
+def test_a_complex_state_of_a_stream_is_two_numbers() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h, out = torch.zeros(x.shape[0], 3, dtype=torch.cfloat) + 0.5j, []
+            for t in range(x.shape[1]):
+                h = (0.9 + 0.3j) * h + x[:, t]
+                out.append(h.real - h.imag)
+            return torch.stack(out, 1)
+
+    model = Model()
+    program = stream_form(seqc.trace(model, (torch.randn(2, 7, 3),), {"x": {0: "batch", 1: "sequence"}}))
+    assert SplitComplex()(program) > 0
+    verify(program)
+    (state,) = program.states
+    assert torch.equal(state.initial, torch.tensor([0.0, 0.5]).expand(1, 3, 2))
+    x = torch.randn(2, 9, 3)
+    (pieces,) = in_pieces(program, {"x": x}, [4, 1, 1, 3])
+    torch.testing.assert_close(pieces, model(x))

@@ -11,7 +11,7 @@ import torch.fx as fx
 
 from seqc.errors import VerificationError
 from seqc.ops.recurrence import is_recurrence
-from seqc.program import Program
+from seqc.program import Program, State
 from seqc.verify import verify
 from tests.helpers.programs import body_of, loop_program
 
@@ -107,6 +107,15 @@ def port_missing(p: Program) -> None:
     p.outputs = p.outputs[1:]
 
 
+def state_without_ports(p: Program) -> None:
+    p.states = (State("h", "h_next", torch.zeros(1, 4), batch_axis=0),)
+
+
+def state_of_another_type(p: Program) -> None:
+    given, following = p.inputs[-1], p.outputs[-1]
+    p.states = (State(given.name, following.name, torch.zeros([1] * len(given.shape), dtype=torch.float64), None),)
+
+
 def too_few_values_for_body(p: Program) -> None:
     loop = loop_of(p)
     loop.args = (*loop.args[:4], (), *loop.args[5:])
@@ -157,6 +166,8 @@ def duplicate_name(p: Program) -> None:
         ("ports", port_dtype),
         ("ports", port_dimension),
         ("ports", port_missing),
+        ("states", state_without_ports),
+        ("states", state_of_another_type),
         ("recurrences", too_few_values_for_body),
         ("recurrences", carry_changes_shape),
         ("recurrences", time_not_leading),
