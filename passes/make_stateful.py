@@ -144,7 +144,7 @@ def _initial(d: Derivation, slot: Slot) -> torch.Tensor:
         raise UnsupportedModelError(
             f"no streaming form: the first states of the streams differ, at {place_of(slot.origin)}"
         )
-    return result
+    return result.to(value.dtype)
 
 
 def _batch_axis(d: Derivation, slot: Slot, time: Dim) -> int | None:

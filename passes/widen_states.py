@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,11 +14,10 @@ from seqc.emit import Emitter
 from seqc.ops.recurrence import is_recurrence, parts
 from seqc.program import Program, place_of
 from seqc.rewrite import remove_dead_code
+from seqc.widen import is_narrow, wide, wide_body
 from seqc.write_loop import write_recurrence
 
 aten = torch.ops.aten
-
-_NARROW = (torch.float16, torch.bfloat16)
 
 _CARRY = {
     aten.lstm.input,
@@ -52,7 +50,7 @@ class WidenStates:
     def __call__(self, program: Program) -> int:
         changes = 0
         for node in list(program.graph.nodes):
-            if not (is_recurrence(node) or node.target in _CARRY) or not _is_narrow(_carried(node)):
+            if not (is_recurrence(node) or node.target in _CARRY) or not is_narrow(_carried(node)):
                 continue
             emit = Emitter(program.graph_module, program.fake_mode)
             with emit.before(node):
@@ -69,38 +67,17 @@ def _carried(node: fx.Node) -> Any:
     return [n.meta["val"] for n in parts(node).carries] if is_recurrence(node) else node.meta["val"]
 
 
-def _is_narrow(values: Any) -> bool:
-    return any(isinstance(v, torch.Tensor) and v.dtype in _NARROW for v in pytree.tree_leaves(values))
-
-
-def _wide(emit: Emitter, arg: Any) -> Any:
-    """An argument in float32 where it was narrower: a value, or a type that is asked for."""
-    if arg in _NARROW:
-        return torch.float32
-    if isinstance(arg, fx.Node) and _is_narrow(arg.meta["val"]):
-        return emit(aten._to_copy.default, arg, dtype=torch.float32)
-    return arg
-
-
 def _operation(emit: Emitter, node: fx.Node) -> fx.Node:
     args, kwargs = pytree.tree_map(
-        lambda a: _wide(emit, a), (tuple(node.args), dict(node.kwargs)), is_leaf=lambda a: a is None
+        lambda a: wide(emit, a), (tuple(node.args), dict(node.kwargs)), is_leaf=lambda a: a is None
     )
     return emit(node.target, *args, **kwargs)
 
 
 def _loop(emit: Emitter, node: fx.Node) -> fx.Node:
     loop = parts(node)
-    body = copy.deepcopy(loop.body)
-    for gm in (m for m in body.modules() if isinstance(m, fx.GraphModule)):
-        for inner in gm.graph.nodes:
-            args, kwargs = pytree.tree_map(
-                lambda a: torch.float32 if a in _NARROW else a, (inner.args, inner.kwargs), is_leaf=lambda a: a is None
-            )
-            inner.args, inner.kwargs = args, kwargs
-        gm.recompile()
-    carries, xs, invariants = ([_wide(emit, n) for n in group] for group in (loop.carries, loop.xs, loop.invariants))
-    return write_recurrence(emit, body, loop.trip, carries, xs, invariants, loop.reverse)
+    carries, xs, invariants = ([wide(emit, n) for n in group] for group in (loop.carries, loop.xs, loop.invariants))
+    return write_recurrence(emit, wide_body(loop.body), loop.trip, carries, xs, invariants, loop.reverse)
 
 
 def _replace(emit: Emitter, node: fx.Node, new: fx.Node) -> None:

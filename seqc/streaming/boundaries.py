@@ -18,7 +18,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.ops.recurrence import Parts, is_recurrence, parts, recurrence
-from seqc.streaming.copied import Copy, of_plain_shape
+from seqc.streaming.copied import Copy, as_in_the_model
 from seqc.streaming.demand import refuse
 from seqc.streaming.derivation import END, Derivation
 from seqc.streaming.double import Double
@@ -126,7 +126,7 @@ class FromBoundary:
         if not over:
             return copied
         part = self.d.emit(aten.slice.Tensor, copied, over[0], self.d.size(count), END)
-        return of_plain_shape(self.d, node, part)
+        return as_in_the_model(self.d, node, part)
 
     # -- trying ----------------------------------------------------------------------------------------------------------
 

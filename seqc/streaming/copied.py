@@ -19,6 +19,7 @@ from seqc.streaming.derivation import Derivation, target_of
 from seqc.streaming.double import body_of_one, of_one
 from seqc.streaming.layers import loop_from
 from seqc.streaming.regions import Region
+from seqc.widen import wide, wide_body, wide_type
 
 aten = torch.ops.aten
 
@@ -27,7 +28,8 @@ aten = torch.ops.aten
 class Copy:
     """``length``: of the sequence in the copy, where ``d.time`` stands for the number of new steps. ``first``: new first
     states, by what reads them and the index. ``chunk``: each number that is this is 1 in the copy. ``tracked``: the loops
-    whose results in the copy end with what is carried before each step.
+    whose results in the copy end with what is carried before each step. ``wide``: the copy computes float32 where the region
+    computes in a narrower type.
     """
 
     d: Derivation
@@ -36,10 +38,11 @@ class Copy:
     first: Mapping[tuple[fx.Node, int], fx.Node]
     chunk: int = 1
     tracked: Collection[fx.Node] = ()
+    wide: bool = False
 
     def write(self, inside: Iterable[fx.Node], given: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
         """The new nodes of ``inside``, from those of what it is ``given``; these among them."""
-        new = dict(given)
+        new = {n: wide(self.d.emit, v) for n, v in given.items()} if self.wide else dict(given)
         for node in inside:
             with self.d.emit.of(node):
                 new[node] = self._recurrence(node, new) if is_recurrence(node) else self._call(node, new)
@@ -54,6 +57,8 @@ class Copy:
         loop = parts(node)
         if self.chunk > 1:
             loop = replace(loop, body=body_of_one(loop.body, self.chunk))
+        if self.wide:
+            loop = replace(loop, body=wide_body(loop.body))
         if node in self.tracked:
             loop = _tracking(loop)
         trip = self.size(loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip)
@@ -66,7 +71,7 @@ class Copy:
 
         def mapped(arg: Any) -> Any:
             if not isinstance(arg, fx.Node):
-                return arg
+                return wide_type(arg) if self.wide else arg
             return self.size(arg.meta["val"]) if is_size(arg) else new[arg]
 
         stated = of_one((node.args, dict(node.kwargs)), self.chunk)
@@ -86,9 +91,12 @@ def _tracking(loop: Parts) -> Parts:
     return changed
 
 
-def of_plain_shape(d: Derivation, node: fx.Node, new: fx.Node) -> fx.Node:
-    """``new``, for the new steps of ``node``, with sizes that say they are their number where they only come to it."""
-    exprs = [_torch.size_expr(s) for s in node.meta["val"].shape]
+def as_in_the_model(d: Derivation, node: fx.Node, new: fx.Node) -> fx.Node:
+    """``new``, for the new steps of ``node``, in its type, with sizes that say they are their number where they come to it."""
+    value = node.meta["val"]
+    if new.meta["val"].dtype != value.dtype:
+        new = d.emit(aten._to_copy.default, new, dtype=value.dtype)
+    exprs = [_torch.size_expr(s) for s in value.shape]
     wanted = [e.subs(d.time, d.steps) for e in map(sympy.sympify, exprs)]
     if [_torch.size_expr(s) for s in new.meta["val"].shape] == wanted:
         return new

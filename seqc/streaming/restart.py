@@ -20,12 +20,13 @@ from seqc import _torch
 from seqc.dependence import ancestors
 from seqc.outside import is_size
 from seqc.streaming.boundaries import FromBoundary
-from seqc.streaming.copied import Copy, of_plain_shape
+from seqc.streaming.copied import Copy, as_in_the_model
 from seqc.streaming.demand import Demand, NotCausal, Plan, refuse
 from seqc.streaming.derivation import END, Derivation
 from seqc.streaming.layers import item
 from seqc.streaming.regions import Region, chunk_of, regions
 from seqc.streaming.tried import carried, is_computed, is_same_in_ones, kind_of
+from seqc.widen import is_narrow, wide_type
 
 aten = torch.ops.aten
 
@@ -79,15 +80,16 @@ class FromEnd:
 
     Given a second piece of the sequence and, as first states, what these had become at the end of the first piece, it gives
     what it gives on both pieces at once, for pieces of any length: a last chunk that is not full is filled up as the model
-    does. Whether it does is tried (:mod:`seqc.streaming.tried`).
+    does. Whether it does is tried (:mod:`seqc.streaming.tried`). States are float32, and so is what is computed with them.
     """
 
     def __init__(self, d: Derivation, region: Region) -> None:
         self.d, self.region = d, region
         self.carried = carried(d, region)
         values = [c.start.meta["val"] for c in self.carried]
+        self.wide = is_narrow(values)
         self.slots = [
-            d.slot("recurrent_state", c.at, list(map(_torch.size_expr, value.shape)), value.dtype, c.start)
+            d.slot("recurrent_state", c.at, list(map(_torch.size_expr, value.shape)), wide_type(value.dtype), c.start)
             for c, value in zip(self.carried, values, strict=True)
         ]
         chunk = chunk_of(d, region)
@@ -103,13 +105,13 @@ class FromEnd:
     def write(self, new: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
         d = self.d
         first = {(c.at, c.index): slot.placeholder for c, slot in zip(self.carried, self.slots, strict=True)}
-        copied = Copy(d, self.region, d.time, first, self.chunk).write(self._inside(), new)
+        copied = Copy(d, self.region, d.time, first, self.chunk, wide=self.wide).write(self._inside(), new)
         for c, slot in zip(self.carried, self.slots, strict=True):
             end = copied[c.end]
             slot.following = (
                 item(d, end, c.index) if c.axis is None else d.emit(aten.slice.Tensor, end, c.axis, -1, END)
             )
-        return {n: of_plain_shape(d, n, copied[n]) for n in self.region.exits}
+        return {n: as_in_the_model(d, n, copied[n]) for n in self.region.exits}
 
     def _inside(self) -> list[fx.Node]:
         """What is written: with chunks of one step, the masks within a chunk too."""

@@ -18,7 +18,7 @@ from seqc.dependence import ancestors, computed_from
 from seqc.outside import is_size
 from seqc.streaming.commutes import LENGTH, PARTS, close, narrow
 from seqc.streaming.concrete import shape_at
-from seqc.streaming.copied import Copy, of_plain_shape
+from seqc.streaming.copied import Copy, as_in_the_model
 from seqc.streaming.demand import Demand, Plan
 from seqc.streaming.derivation import Derivation
 from seqc.streaming.double import Double
@@ -48,7 +48,7 @@ def together(
 
     def write(*new: fx.Node) -> fx.Node:
         given = dict(zip(region.given, new, strict=True))
-        return of_plain_shape(d, node, Copy(d, region, d.time, {}).write(region.inside, given)[node])
+        return as_in_the_model(d, node, Copy(d, region, d.time, {}).write(region.inside, given)[node])
 
     return Plan(tuple((n, d.newest(n)) for n in region.given), write)
 

@@ -142,6 +142,18 @@ def test_a_chunk_as_long_as_another_axis_stays_a_chunk() -> None:
     torch.testing.assert_close(pieces, function(x), rtol=1e-4, atol=1e-5)
 
 
+def test_states_of_chunks_in_float16_are_float32_and_lose_nothing_to_pieces() -> None:
+    torch.manual_seed(0)
+    shapes = {"x": {0: "batch", 1: "sequence"}}
+    program = stream_form(seqc.trace(Model(sums_of_chunks), (torch.randn(2, 13, D).half(),), dynamic_shapes=shapes))
+    assert [s.initial.dtype for s in program.states] == [torch.float32]
+    assert program.outputs[0].dtype is torch.float16
+    x = torch.rand(1, 4000, D).half()
+    (pieces,) = in_pieces(program, {"x": x}, [16] * 250)
+    exact = x.double().cumsum(1)
+    assert ((pieces - exact) / exact).abs().max() <= 2**-11
+
+
 def test_a_compiled_model_is_checked_in_pieces() -> None:
     """And its dimension of steps is found where the last chunk's rest is cut off."""
     shapes = {"x": {0: "batch", 1: "sequence"}}
