@@ -17,6 +17,9 @@ from seqc.frontend.signature import Signature
 Tensors = dict[str, torch.Tensor]
 Arrays = dict[str, Array]
 
+# Up to this size the check looks at both sides of a branch that Python took on a size; beyond, the user is told.
+LONGEST_BRANCH = 1100
+
 _BATCHES = (1, 3)
 # Primes above the sizes that models are traced at, so that a size frozen during tracing cannot go unseen.
 _PRIME_ABOVE = 17

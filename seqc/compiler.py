@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,14 +15,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-import seqc
 from seqc import _torch
 from seqc.artifact import write_artifact
 from seqc.backends.onnx.float32_twin import float32_twin, has_bfloat16
 from seqc.backends.onnx.quantize import INT4_OPSET
 from seqc.backends.tensorrt.engines import Plan, plan
-from seqc.check import CheckReport, check, first_divergence, to_numpy
-from seqc.compare import default_tolerance
+from seqc.check import LONGEST_BRANCH, CheckReport, check, first_divergence, to_numpy
+from seqc.description import manifest_of, memory_of, tolerances
 from seqc.errors import UsageError, VerificationError
 from seqc.exact import in_float64
 from seqc.frontend.outputs import keep_tensors
@@ -33,25 +30,19 @@ from seqc.frontend.source import evaluating, traceable
 from seqc.frontend.trace import trace_signature
 from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
-from seqc.memory import nominal_sizes, peak_activations
 from seqc.options import DTYPES, parse_options
 from seqc.passes import BY_NAME, DEFAULT, FoldConstants, GroupQueries, MakeStateful, Narrow, Sink, WidenStates
-from seqc.pipeline import PassRecord, Progress, run_passes
-from seqc.program import Port, Program, module_path, source_line
+from seqc.pipeline import Progress, run_passes
+from seqc.program import Port, Program, State
 from seqc.rewrite import Pass
 from seqc.runtime import Session, load
 from seqc.runtime.manifest import MODEL_FILE, STEP_FILE
-from seqc.runtime.ort import RELEASED_OPSET
-from seqc.streaming.chunks import first_states, in_chunks, states_json
-from seqc.streaming.time import time_of
+from seqc.streaming.chunks import first_states, in_chunks
 from seqc.target import Target, get_target
 from seqc.text import text
 from seqc.verify import verify
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-
-# Up to this size the check looks at both sides of a branch that Python took on a size; beyond, the user is told.
-_LONGEST_BRANCH = 1100
 
 
 @dataclass
@@ -209,15 +200,15 @@ def _compile(
     model = export(program, opset)
     stage("export", sum(1 for _ in model.graph.all_nodes()), time.perf_counter() - start)
     signature = fixed(signature, program)
-    memory = _memory(traced, program)
+    memory = memory_of(traced, program)
     report: dict[str, Any] = {
         "stages": stages,
         "passes": [vars(r) for r in records],
         "peak_activations": memory,
         "check": None,
     }
-    tolerance = _tolerances(program, options)
-    manifest = _manifest(module, program, goal.name, opset, records, memory, tolerance)
+    tolerance = tolerances(program, options)
+    manifest = manifest_of(module, program, goal.name, opset, records, memory, tolerance)
     compiled = Compiled(program, model, manifest, report, step_model)
     narrow = any(map(has_bfloat16, filter(None, (model, step_model))))
     if narrow:
@@ -274,9 +265,11 @@ def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) 
 
     program = traced.copy()
     run_passes(program, [MakeStateful(steps=1) if isinstance(step, MakeStateful) else step for step in steps])
-    if [(s.name, s.grows, s.initial.dtype) for s in program.states] != [
-        (s.name, s.grows, s.initial.dtype) for s in general.states
-    ]:
+
+    def kinds(states: Sequence[State]) -> list[Any]:
+        return [(s.name, s.grows, s.pending, s.initial.dtype) for s in states]
+
+    if kinds(program.states) != kinds(general.states):
         raise VerificationError("the form for one step has other states than the general one")
     return export(program, opset)
 
@@ -303,7 +296,7 @@ def run_check(
     """The check of the design, also beyond long traced lengths and on both sides of every branch on a size."""
     longest = max((d.traced for d in program.dims), default=1)
     extra = [longest, 2 * longest + 1] if longest > 16 else []
-    for size in (size for d in program.dims for size, _ in d.branches if size <= _LONGEST_BRANCH):
+    for size in (size for d in program.dims for size, _ in d.branches if size <= LONGEST_BRANCH):
         extra += [size] if size <= longest else [size, size + 1, 2 * size + 1]
     return check(source, compiled, signature, extra, tolerance, exact=exact)
 
@@ -422,84 +415,3 @@ def _passes(passes: Sequence[Pass | str] | None, options: dict[str, Any]) -> lis
             raise UsageError(f"passes takes +NAME or -NAME with one of {', '.join(BY_NAME)}, not {change!r}")
         chosen = [p for p in chosen if p.name != name] + ([BY_NAME[name]] if sign == "+" else [])
     return chosen
-
-
-def _manifest(
-    module: nn.Module,
-    program: Program,
-    target: str,
-    opset: int,
-    records: list[PassRecord],
-    memory: dict[str, Any],
-    tolerance: Mapping[str, float],
-) -> dict[str, Any]:
-    def ports(items: Sequence[Port]) -> list[dict[str, Any]]:
-        return [{"name": p.name, "dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape)} for p in items]
-
-    return {
-        "source": {"kind": "module", "module": f"{type(module).__module__}.{type(module).__qualname__}"},
-        "target": target,
-        "opset": opset,
-        "inputs": ports(program.given_inputs),
-        "outputs": ports(program.own_outputs),
-        "states": states_json(program),
-        "steps_dim": time_of(program).name if program.states else None,
-        "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
-        "passes": [{"name": r.name, "changes": r.changes, "reasons": list(r.reasons)} for r in records],
-        "peak_activations": memory,
-        "tolerances": dict(tolerance),
-        "notes": [*program.notes, *_unreleased(opset), *_unseen_branches(program)],
-        "engines": [],
-        "tools": {"seqc": seqc.__version__, "python": platform.python_version(), **_versions()},
-    }
-
-
-def _tolerances(program: Program, options: dict[str, Any]) -> dict[str, float]:
-    """The largest accepted error of each output: that of its type, or of the one that was asked to compute in."""
-    asked = options["tolerance"]
-    if asked is not None:
-        return {p.name: asked for p in program.own_outputs}
-    least = default_tolerance(DTYPES.get(options["dtype"], "float32"))
-    own = {p.name: default_tolerance(str(p.dtype).removeprefix("torch.")) for p in program.own_outputs}
-    return {name: max(tolerance, least) for name, tolerance in own.items()}
-
-
-def _memory(traced: Program, program: Program) -> dict[str, Any]:
-    """Estimated bytes of all activations alive at once, before and after the passes, and where they are most now."""
-    before, after = peak_activations(traced), peak_activations(program)
-    where = "" if after.node is None else module_path(after.node) or source_line(after.node)
-    return {
-        "sizes": nominal_sizes(program),
-        "before_passes": before.bytes,
-        "after_passes": after.bytes,
-        "at": where,
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _unreleased(opset: int) -> list[str]:
-    if opset <= RELEASED_OPSET:
-        return []
-    return [
-        f"ONNX Runtime 1.31 refuses opset {opset} unless ALLOW_RELEASED_ONNX_OPSET_ONLY=0 is in the environment, which "
-        "seqc.runtime, and so the check, sets while it loads the model; it has no kernels for what that opset adds and "
-        "runs ONNX's definition of it, a loop"
-    ]
-
-
-def _unseen_branches(program: Program) -> list[str]:
-    return [
-        f"the model compares {d.name} with {size} at {line}: beyond it may branch otherwise, which was NOT checked"
-        for d in program.dims
-        for size, line in d.branches
-        if size > _LONGEST_BRANCH and (d.max is None or size < d.max)
-    ]

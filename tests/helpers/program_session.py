@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from seqc.program import Port, Program
+from seqc.description import manifest_of
+from seqc.program import Program
 from seqc.runtime import Session
 from seqc.runtime.backend import Kept
 from seqc.runtime.manifest import FORMAT_VERSION, parse
-from seqc.streaming.chunks import states_json
-from seqc.streaming.time import time_of
 
 Array = np.ndarray[Any, Any]
 
@@ -64,21 +64,6 @@ class ProgramModel:
 def program_session(program: Program) -> Session:
     """A session of a derived step form."""
 
-    def ports(items: Sequence[Port]) -> list[dict[str, Any]]:
-        return [{"name": p.name, "dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape)} for p in items]
-
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "source": {},
-        "target": "onnx",
-        "opset": 18,
-        "inputs": ports(program.given_inputs),
-        "outputs": ports(program.own_outputs),
-        "states": states_json(program),
-        "steps_dim": time_of(program).name,
-        "dims": {d.name: {"min": d.min, "max": d.max, "traced": d.traced} for d in program.dims},
-        "passes": [],
-        "tolerances": {},
-        "files": {},
-    }
-    return Session(parse(manifest), ProgramModel(program))
+    memory = {"sizes": {}, "before_passes": 0, "after_passes": 0, "at": ""}
+    manifest = manifest_of(nn.Module(), program, "onnx", 18, [], memory, {})
+    return Session(parse({**manifest, "format_version": FORMAT_VERSION, "files": {}}), ProgramModel(program))
