@@ -5,13 +5,14 @@ from __future__ import annotations
 import enum
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.fx as fx
 from torch.utils import _pytree as pytree
 
+from seqc.dependence import ancestors, computed_from
 from seqc.ops.choose import is_choice
 from seqc.ops.recurrence import is_recurrence
 from seqc.program import Program
@@ -153,17 +154,7 @@ def _recurrent(program: Program, narrow_states: set[fx.Node]) -> set[fx.Node]:
         program.input_nodes[first:], program.output_nodes[len(program.own_outputs) :], strict=True
     ):
         if node not in narrow_states and has_floats(node):
-            found |= _reached([node], lambda n: n.users) & _reached([following], lambda n: n.all_input_nodes)
-    return found
-
-
-def _reached(start: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    found, pending = set[fx.Node](), list(start)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += neighbours(node)
+            found |= computed_from([node]) & ancestors([following])
     return found
 
 
