@@ -14,6 +14,7 @@ from seqc.passes.group_queries import GroupQueries
 from seqc.passes.hoist import Hoist
 from seqc.passes.make_stateful import MakeStateful
 from seqc.passes.narrow import Narrow
+from seqc.passes.repeat_keys import RepeatKeys
 from seqc.passes.sink import Sink
 from seqc.passes.sink_readouts import SinkReadouts
 from seqc.passes.split_complex import SplitComplex
@@ -35,6 +36,7 @@ __all__ = [
     "Hoist",
     "MakeStateful",
     "Narrow",
+    "RepeatKeys",
     "Sink",
     "SinkReadouts",
     "SplitComplex",

@@ -31,7 +31,17 @@ from seqc.frontend.trace import trace_signature
 from seqc.lowerings import SETTINGS
 from seqc.lowerings.lower import Lower
 from seqc.options import DTYPES, parse_options
-from seqc.passes import BY_NAME, DEFAULT, FoldConstants, GroupQueries, MakeStateful, Narrow, Sink, WidenStates
+from seqc.passes import (
+    BY_NAME,
+    DEFAULT,
+    FoldConstants,
+    GroupQueries,
+    MakeStateful,
+    Narrow,
+    RepeatKeys,
+    Sink,
+    WidenStates,
+)
 from seqc.pipeline import Progress, run_passes
 from seqc.program import Port, Program, State
 from seqc.rewrite import Pass
@@ -152,6 +162,8 @@ def compile(
     # loops may depend on weights alone.
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
     steps = [*before, *narrow, Lower(goal, forced, opset=version, settings=settings), *again]
+    if goal.engines:
+        steps = [*steps, RepeatKeys()]
     if stateful:
         # before it is decided what is kept: keys are, not their repetitions
         first = [step for step in steps if step.name == GroupQueries.name]

@@ -237,6 +237,18 @@ def test_narrow_attention_is_one_kernel() -> None:
     assert any("_gemm_mha" in kernel["name"] for kernel in made.report["engines"][0]["kernels"])
 
 
+def test_narrow_attention_of_grouped_queries_is_one_kernel() -> None:
+    class Groups(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = (p.transpose(1, 2) for p in x.unflatten(-1, (8, 32)).split([4, 2, 2], 2))
+            return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    made = seqc.compile(
+        Groups(), (torch.randn(2, 9, 256),), target="tensorrt-rtx", options=["dtype=fp16", "sm=89", *RANGES]
+    )
+    assert any("_gemm_mha" in kernel["name"] for kernel in made.report["engines"][0]["kernels"])
+
+
 def test_only_the_onnx_is_written_where_engines_are_off() -> None:
     made = seqc.compile(nn.Linear(4, 4), (X,), target="tensorrt", options={"engines": "off"}, check=False)
     assert made.engines == {} and made.manifest["engines"] == []
