@@ -299,6 +299,15 @@ def test_options_of_engines_are_refused_for_other_targets() -> None:
         seqc.compile(nn.Linear(4, 4), (X,), options={"sm": 89})
 
 
+@pytest.mark.parametrize("length", [1, 16])
+def test_an_engine_can_be_for_one_row_and_one_length(length: int) -> None:
+    only = ["sm=89", "profile.batch=1", f"profile.sequence={length}"]
+    made = seqc.compile(Decays(), (X,), target="tensorrt-rtx", check=False, options=only)
+    assert made.manifest["engines"][0]["profiles"] == [
+        {"batch": {"min": 1, "opt": 1, "max": 1}, "sequence": {"min": length, "opt": length, "max": length}}
+    ]
+
+
 def test_a_range_is_inside_the_dimension_s_own() -> None:
     shapes = {"x": {0: "batch", 1: torch.export.Dim("sequence", max=16)}}
     with pytest.raises(UsageError, match=r"profile\.sequence is 1 to 32, but sequence goes from 1 to 16"):

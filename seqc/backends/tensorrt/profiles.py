@@ -20,6 +20,10 @@ CAPACITY = "capacity"
 MOST_ROWS, MOST_STEPS = 8, 4096
 """The largest sizes of dimensions without an upper bound of their own: an engine reserves memory for its largest shapes."""
 
+TRACED_ROWS, TRACED_STEPS = 2, 32
+"""What is compiled takes at least so many, however few the engine takes: torch.export knows no dimension that is always 1, and
+loops show at several lengths."""
+
 
 def asked_ranges(options: Mapping[str, Any], signature: Signature, stateful: bool) -> dict[str, Range]:
     """The ranges given by options ``profile.DIM``. Raises UsageError for a dimension that the model has not."""
@@ -50,7 +54,9 @@ def bounded(signature: Signature, asked: Mapping[str, Range]) -> Signature:
             return axis
         else:
             most = max(MOST_ROWS if rows else MOST_STEPS, sizes.get(axis.name, 1))
-        most = most if rows else max(most, room)
+        most = max(
+            most, 2, 0 if rows else room
+        )  # torch.export knows no dimension that is always 1: the profile limits it
         return replace(axis, max=most if axis.max is None else min(axis.max, most))
 
     return replace(signature, dims={name: bound(axis) for name, axis in signature.dims.items()})
