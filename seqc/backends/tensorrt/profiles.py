@@ -54,9 +54,7 @@ def bounded(signature: Signature, asked: Mapping[str, Range]) -> Signature:
             return axis
         else:
             most = max(MOST_ROWS if rows else MOST_STEPS, sizes.get(axis.name, 1))
-        most = max(
-            most, 2, 0 if rows else room
-        )  # torch.export knows no dimension that is always 1: the profile limits it
+        most = max(most, TRACED_ROWS if rows else max(TRACED_STEPS, room))
         return replace(axis, max=most if axis.max is None else min(axis.max, most))
 
     return replace(signature, dims={name: bound(axis) for name, axis in signature.dims.items()})
