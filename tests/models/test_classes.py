@@ -16,33 +16,6 @@ from tests.models.measure import became, example
 from tests.models.onnx_count import op_counts
 from tests.models.zoo import ALL
 
-BECAME = {
-    "mamba": "selective_scan",
-    "recurrent_gemma": "linear_scan",
-    "mingru": "linear_scan",
-    "ema_peeled": "linear_scan",
-    "linear_attention": "linear_attention",
-    "deltanet": "linear_attention",
-    "aaren": "softmax_scan",
-    "rwkv": "softmax_scan",
-    "lightnet": "linear_attention, softmax_scan",
-    "slstm_without_recurrent_weights": "softmax_scan",
-    "slstm": "loop",
-    "lstm_cell_loop": "gated_rnn",
-    "gru_cell_loop": "gated_rnn",
-    "loop_layers_inside": "gated_rnn",
-    "s4_recurrence": "lti_scan",
-    "hiss": "lti_scan",
-}
-
-
-@pytest.mark.parametrize("name", BECAME)
-def test_models_become_the_class_they_compute(name: str) -> None:
-    zoo = ALL[name]
-    compiled = seqc.compile(zoo.build(), example(zoo), dynamic_shapes=zoo.dynamic_shapes)
-    assert became(compiled.report) == BECAME[name]
-    assert compiled.report["check"]["ok"]
-
 
 @pytest.mark.parametrize(("name", "form"), [("deltanet", "contrib"), ("linear_attention", "chunked")])
 def test_a_target_with_its_own_operators_gets_its_fastest_form(name: str, form: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ any pieces, if it has a streaming form."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,33 @@ from tests.helpers.program_session import program_session
 from tests.helpers.streams import in_pieces, stream_form
 from tests.models.compare import TOLERANCE, relative_error
 from tests.models.followed import Followed, Streamed
+from tests.models.measure import became
 from tests.models.streams import LOOKS_AHEAD
+from tests.models.table import RESULTS
 from tests.models.zoo import COMPILED, REFUSED, refused
 from tests.models.zoo.base import BATCHES, ZooModel, eager, tensors
 
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7
+BECAME = {
+    "mamba": "selective_scan",
+    "recurrent_gemma": "linear_scan",
+    "mingru": "linear_scan",
+    "ema_peeled": "linear_scan",
+    "linear_attention": "linear_attention",
+    "deltanet": "linear_attention",
+    "aaren": "softmax_scan",
+    "rwkv": "softmax_scan",
+    "lightnet": "linear_attention, softmax_scan",
+    "slstm_without_recurrent_weights": "softmax_scan",
+    "slstm": "loop",
+    "lstm_cell_loop": "gated_rnn",
+    "gru_cell_loop": "gated_rnn",
+    "loop_layers_inside": "gated_rnn",
+    "s4_recurrence": "lti_scan",
+    "hiss": "lti_scan",
+}
+"""The class of the loops of models whose mathematics is known, however they spell it."""
+
 SOURCE = Path(refused.__file__).read_text().splitlines()
 
 
@@ -70,6 +93,13 @@ def test_compiled_model_equals_source_at_every_length_and_batch(compilation: Com
             got = tensors(compiled(*inputs.values()))
             errors[f"length {length}, batch {batch}"] = relative_error(got, eager(source, inputs))
     assert {where: error for where, error in errors.items() if not error <= TOLERANCE} == {}
+
+
+def test_loops_become_the_class_they_compute_and_the_table_shows_it(compilation: Compilation) -> None:
+    zoo, compiled, _ = compilation
+    found = became(compiled.report)
+    assert found == BECAME.get(zoo.name, found)
+    assert found == json.loads(RESULTS.read_text())["models"][zoo.name]["seqc"]["became"]
 
 
 def test_step_form_equals_source_in_any_pieces_or_is_refused(compilation: Compilation, tmp_path: Path) -> None:
