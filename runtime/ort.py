@@ -202,6 +202,8 @@ def _running() -> Iterator[Any]:
 def _open(ort: Any, path: Path, providers: list[Provider]) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
+    # else products with int4 weights would round what they are multiplied with to int8
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         # without enable_fallback=0 a failing provider is reported on stdout and replaced by the CPU
         return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)

@@ -82,5 +82,6 @@ def quantized(compiled: Compiled, bits: str, checks: Checks | None) -> Compiled:
             f": the model is off from the source by up to {drift.error:.2g} of an output's scale, which is not limited"
         )
     result.report["quantization"] = found
+    result.manifest["quantization"] = {"weights": bits, "drift": found["drift"]}
     result.manifest["notes"].append(note)
     return result

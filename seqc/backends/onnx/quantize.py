@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ Array = np.ndarray[Any, Any]
 INT4_OPSET = 21
 """The first opset with int4 and with scales of blocks."""
 
+_QUANTIZED = ".quantized"
 _BLOCKS = (128, 64, 32, 16)
 _LEAST = 16
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -44,7 +45,7 @@ def quantize(model: ir.Model, bits: str) -> tuple[ir.Model, Quantized]:
         kind = ir.DataType.INT8 if bits == "int8" else ir.DataType.INT4
         parts = [
             ir.Value(name=f"{name}.{part}", const_value=ir.tensor(array, dtype=dtype, name=f"{name}.{part}"))
-            for part, array, dtype in (("quantized", q, kind), ("scale", scale, value.dtype))
+            for part, array, dtype in ((_QUANTIZED[1:], q, kind), ("scale", scale, value.dtype))
         ]
         for part in parts:
             assert part.const_value is not None, "given above"
@@ -65,8 +66,7 @@ def dequantized(model: ir.Model, bits: str) -> ir.Model:
 
     def rounded(weight: _Weight, q: Array, scale: Array, attributes: dict[str, int]) -> ir.Value:
         value = weight.value
-        spread = np.expand_dims(scale, attributes["axis"] ^ 1) if bits == "int8" else _spread(q, scale, attributes)
-        array = (q.astype(np.float32) * spread.astype(np.float32)).astype(scale.dtype)
+        array = _floats(q, _spread(q, scale, attributes))
         name = f"{value.name}.dequantized"
         made = ir.Value(name=name, const_value=ir.tensor(array, dtype=value.dtype, name=name))
         made.type, made.shape = value.type, value.shape
@@ -74,6 +74,30 @@ def dequantized(model: ir.Model, bits: str) -> ir.Model:
         return made
 
     return _rewritten(model, bits, rounded)[0]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix of a quantised model by the ``name`` that it had: its ``values`` as floats, and the ``unit`` of each."""
+
+    name: str
+    values: Array
+    unit: Array
+
+
+def stored_matrices(model: ir.Model) -> Iterator[Stored]:
+    """The matrices that :func:`quantize` put into ``model``."""
+    for node in filter(dequantizes, model.graph.all_nodes()):
+        named = [v for v in node.inputs if v is not None and v.const_value is not None]
+        q, scale = (v.const_value.numpy() for v in named if v.const_value is not None)
+        spread = _spread(q, scale, {name: a.as_int() for name, a in node.attributes.items()})
+        yield Stored((named[0].name or "").removesuffix(_QUANTIZED), _floats(q, spread), spread)
+
+
+def dequantizes(node: ir.Node) -> bool:
+    """Whether ``node`` makes floats of a matrix that :func:`quantize` stored."""
+    given = [value.name or "" for value in node.inputs if value is not None and value.const_value is not None]
+    return node.op_type == "DequantizeLinear" and len(given) == 2 and given[0].endswith(_QUANTIZED)
 
 
 @dataclass(frozen=True)
@@ -153,5 +177,12 @@ def _rounded(array: Array, summed: int, size: int, largest: int) -> tuple[Array,
     return q.astype(np.int8 if largest == _LARGEST["int8"] else ml_dtypes.int4), scale.squeeze(summed + 1)
 
 
-def _spread(q: Array, scale: Array, attributes: dict[str, int]) -> Array:
-    return np.repeat(scale, attributes["block_size"], attributes["axis"])
+def _spread(q: Array, scale: Array, attributes: Mapping[str, int]) -> Array:
+    """The scale of each number, of a shape that goes with that of ``q``."""
+    axis, size = attributes["axis"], attributes.get("block_size", 0)
+    return np.repeat(scale, size, axis) if size else scale.reshape([-1 if a == axis else 1 for a in range(q.ndim)])
+
+
+def _floats(q: Array, spread: Array) -> Array:
+    """What DequantizeLinear makes of ``q``."""
+    return (q.astype(np.float32) * spread.astype(np.float32)).astype(spread.dtype)
