@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqc.backends.tensorrt.settings import parse_bytes, parse_range, parse_sms
+from seqc.caches import SCHEMES
 from seqc.errors import UsageError
 from seqc.lowerings import FORMS, SETTINGS
 
@@ -86,6 +87,13 @@ OPTIONS: dict[str, Option] = {
             "float, int8 or int4",
             _choice("float", "int8", "int4"),
             "how matrices are stored: int8 has a scale for each output channel, int4 for each block of 128 or fewer",
+        ),
+        Option(
+            "cache",
+            "float",
+            f"float or {', '.join(SCHEMES)}",
+            _choice("float", *SCHEMES),
+            "how keys and values of earlier steps are kept by streams: int8 has a scale for each step and head",
         ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
         *map(_lowering, FORMS),

@@ -55,7 +55,8 @@ def command(
 ) -> int:
     """Run the artifact DIR and the model SRC on the same inputs, of many sizes, and compare; exit 1 if they differ.
 
-    Of an artifact with int8 or int4 weights SRC gets the same weights, after each was shown to be SRC's own, rounded. With
+    Of an artifact with int8 or int4 weights SRC gets the same weights, after each was shown to be SRC's own, rounded. Where that
+    cannot be done, and with int8 caches, what the rounding was measured to change when it was compiled decides. With
     --tolerance SRC is compared as it is.
     """
     if tolerance is not None and not tolerance >= 0:
@@ -120,9 +121,11 @@ def _of_quantized(directory: str, manifest: Manifest, model: nn.Module) -> Crite
     assert told is not None, "asked before"
     off = "not measured" if told.drift is None else f"up to {told.drift:.2g} of an output's scale"
     artifact = ir.load(Path(directory) / MODEL_FILE)
+    # what is rounded while it runs cannot be put into the source
+    why = f"its caches are {told.cache}" if told.cache else ""
     matrices = list(stored_matrices(artifact))
     parts = {value.name for node in artifact.graph.all_nodes() for value in node.inputs if dequantizes(node) and value}
-    why = round_weights(model, matrices, [name for name in artifact.graph.initializers if name not in parts])
+    why = why or round_weights(model, matrices, [name for name in artifact.graph.initializers if name not in parts])
     if not why:
         return Criterion(
             dict(manifest.tolerances),
