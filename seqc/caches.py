@@ -86,4 +86,4 @@ class Int8:
 
 
 SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Int8(),)}
-"""By the names that the option ``cache`` takes."""
+"""By their names, which are those that the option ``cache`` takes (:data:`seqc.options.CACHES`)."""

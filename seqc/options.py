@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqc.backends.tensorrt.settings import parse_bytes, parse_range, parse_sms
-from seqc.caches import SCHEMES
 from seqc.errors import UsageError
 from seqc.lowerings import FORMS, SETTINGS
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """The names that ``dtype`` takes, and those of numpy and PyTorch."""
+
+CACHES = ("int8",)
+"""The names of :data:`seqc.caches.SCHEMES`, which needs torch."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ OPTIONS: dict[str, Option] = {
         Option(
             "cache",
             "float",
-            f"float or {', '.join(SCHEMES)}",
-            _choice("float", *SCHEMES),
+            f"float or {', '.join(CACHES)}",
+            _choice("float", *CACHES),
             "how keys and values of earlier steps are kept by streams: int8 has a scale for each step and head",
         ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),

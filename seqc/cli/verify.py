@@ -55,8 +55,8 @@ def command(
 ) -> int:
     """Run the artifact DIR and the model SRC on the same inputs, of many sizes, and compare; exit 1 if they differ.
 
-    Of an artifact with int8 or int4 weights SRC gets the same weights, after each was shown to be SRC's own, rounded. Where that
-    cannot be done, and with int8 caches, what the rounding was measured to change when it was compiled decides. With
+    Of an artifact with int8 or int4 weights SRC gets the same weights, after each was shown to be SRC's own, rounded. Where
+    that cannot be done, and with int8 caches, what the rounding was measured to change when it was compiled decides. With
     --tolerance SRC is compared as it is.
     """
     if tolerance is not None and not tolerance >= 0:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import seqc
-from seqc.backends.onnx.quantize import Stored, dequantized, quantize
+from seqc.backends.onnx.quantize import Stored, dequantized, quantize, stored_matrices
 from seqc.cli.main import run
 from seqc.compiler import Compiled
 from seqc.errors import UsageError, VerificationError
@@ -163,6 +163,37 @@ def test_what_stays_is_told_with_the_reason() -> None:
     assert made.report["quantization"]["matrices"] == 1
 
 
+class Convolves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.each = nn.Conv1d(32, 48, 3), nn.Conv1d(48, 48, 4, groups=48)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.wide(F.pad(x.transpose(1, 2), (2, 0))))
+        return self.each(F.pad(y, (3, 0))).transpose(1, 2)
+
+
+def test_kernels_of_convolutions_have_a_scale_for_each_output_channel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = Convolves()
+    made = compiled(model, "int8")
+    found = made.report["quantization"]
+    assert found["matrices"] == 1 and found["check"]["ok"] and 1e-5 < found["drift"] < 0.05
+    assert any(reason == "has 4 numbers for an output channel only" for reason in found["stayed"].values())
+    (kernel,) = stored_matrices(made.model)
+    weight = model.wide.weight.detach().numpy()
+    unit = np.abs(weight).reshape(48, -1).max(1)[:, None, None] / 127
+    assert kernel.values.shape == weight.shape and (np.abs(kernel.values - weight) <= unit * 0.5001).all()
+    assert found["bytes_after"] == weight.size + 4 * 48
+    art = str(made.save(tmp_path / "made"))
+    assert run(["verify", art, "--against", saved(model, tmp_path / "model.pt2")]) == 0
+    assert "the source with its 1 matrices rounded as in the artifact" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="is the kernel of a convolution, for which there is int8 only"):
+        compiled(model, "int4")
+
+
 def test_a_model_without_matrices_is_refused() -> None:
     with pytest.raises(UsageError, match=r"weights=int8 is about matrices.*and there are none; weight has 4 x 32 num"):
         compiled(nn.Linear(32, 4), "int8")
@@ -173,6 +204,12 @@ def test_int4_takes_the_opset_that_has_it() -> None:
     assert compiled(nn.Linear(32, 32), "int8").manifest["opset"] == 20
     with pytest.raises(UsageError, match="weights=int4 needs opset 21, not 20"):
         compiled(nn.Linear(32, 32), "int4", opset=20)
+
+
+def test_engines_take_small_kernels_of_convolutions() -> None:
+    options = {"sm": 89, "profile.sequence": (1, 9, 32), "profile.batch": (1, 2, 4)}
+    made = compiled(Convolves(), "int8", target="tensorrt-rtx", options=options)
+    assert made.manifest["engines"][0]["kernels"] > 0 and made.report["quantization"]["matrices"] == 1
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])

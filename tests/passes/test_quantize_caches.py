@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import seqc
-from seqc.caches import Int8
+from seqc.caches import SCHEMES, Int8
 from seqc.cli.main import run
 from seqc.compiler import Compiled
 from seqc.errors import UsageError, VerificationError
+from seqc.options import CACHES
 from seqc.passes import QuantizeCaches
 from seqc.pipeline import run_passes
 from seqc.program import Program
@@ -244,5 +245,6 @@ def test_an_engine_takes_and_gives_int8() -> None:
 
 
 def test_only_streams_have_caches() -> None:
+    assert tuple(SCHEMES) == CACHES
     with pytest.raises(UsageError, match="cache=int8 is about what streams keep: compile with --stateful"):
         seqc.compile(Attends(), (X,), options={"cache": "int8"})

@@ -1,4 +1,4 @@
-"""Weights of matrix products in int8 or int4: they are made floats again, by DequantizeLinear, where they are read."""
+"""Weights of products and convolutions in int8 or int4: made floats again, by DequantizeLinear, where they are read."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Quantized:
 
 def quantize(model: ir.Model, bits: str) -> tuple[ir.Model, Quantized]:
     """A copy of ``model`` with its matrices in ``bits`` (``int8`` or ``int4``), rounded to nearest, symmetric around 0.
+
+    In int8 the kernels of convolutions are matrices too: what is summed into an output channel is a row.
 
     int8: one scale, max|w| / 127, for each output channel. int4: max|w| / 7 for each block of 128 weights (fewer where 128 does
     not divide the inner size) that are summed into one output. Scales have the type of the weight.
@@ -105,8 +107,10 @@ class _Weight:
     graph: ir.Graph
     value: ir.Value
     readers: tuple[ir.Node, ...]
-    summed: int
-    """The axis along which products are summed."""
+
+
+_Parts = tuple[Array, Array, dict[str, int]]
+"""Whole numbers, scales, and the attributes of DequantizeLinear that go with them."""
 
 
 def _rewritten(
@@ -115,33 +119,57 @@ def _rewritten(
     result, told = model.clone(), Quantized()
     graph = result.graph
     for name, value in list(graph.initializers.items()):
-        if value.dtype not in _FLOATS or value.const_value is None or value.shape is None or len(value.shape) != 2:
+        if value.dtype not in _FLOATS or value.const_value is None or value.shape is None:
             continue
         readers = tuple(dict.fromkeys(use.node for use in value.uses()))
-        summed = _summed_axis(value)
-        if summed is None:
-            if any(node.op_type in ("MatMul", "Gemm", "Transpose") for node in readers):
-                told.stayed[name] = f"is read by {', '.join(sorted({n.op_type for n in readers}))}"
-            continue
         array = value.const_value.numpy()
-        block = next((b for b in _BLOCKS if array.shape[summed] % b == 0), None)
-        if min(array.shape) < _LEAST:
-            told.stayed[name] = f"has {' x '.join(map(str, array.shape))} numbers only"
+        if array.ndim == 2:
+            found = _matrix(value, array, bits)
+        elif array.ndim > 2 and all(use.node.op_type == "Conv" and use.idx == 1 for use in value.uses()):
+            found = _kernel(array, bits)
+        else:
             continue
-        if bits == "int4" and block is None:
-            told.stayed[name] = f"sums over {array.shape[summed]}, which is no multiple of {_BLOCKS[-1]}"
+        if isinstance(found, str):
+            if found:
+                told.stayed[name] = found
             continue
-        size = array.shape[summed] if bits == "int8" or block is None else block
-        q, scale = _rounded(array, summed, size, _LARGEST[bits])
-        attributes = {"axis": summed ^ 1} if bits == "int8" else {"axis": summed, "block_size": size}
-        scale = scale.squeeze(summed) if bits == "int8" else scale
-        made = write(_Weight(graph, value, readers, summed), q, scale, attributes)
+        q, scale, attributes = found
+        made = write(_Weight(graph, value, readers), q, scale, attributes)
         ir.convenience.replace_all_uses_with(value, made)
         del graph.initializers[name]
         told.count += 1
         told.bytes_before += array.nbytes
         told.bytes_after += (q.size if bits == "int8" else q.size // 2) + scale.nbytes
     return result, told
+
+
+def _matrix(value: ir.Value, array: Array, bits: str) -> _Parts | str:
+    """The parts of a matrix; or why it stays, empty where none would expect otherwise."""
+    summed = _summed_axis(value)
+    if summed is None:
+        readers = sorted({use.node.op_type for use in value.uses()})
+        return f"is read by {', '.join(readers)}" if {"MatMul", "Gemm", "Transpose"} & set(readers) else ""
+    block = next((b for b in _BLOCKS if array.shape[summed] % b == 0), None)
+    if min(array.shape) < _LEAST:
+        return f"has {' x '.join(map(str, array.shape))} numbers only"
+    if bits == "int4" and block is None:
+        return f"sums over {array.shape[summed]}, which is no multiple of {_BLOCKS[-1]}"
+    size = array.shape[summed] if bits == "int8" or block is None else block
+    q, scale = _rounded(array, summed, size, _LARGEST[bits])
+    if bits == "int8":
+        return q, scale.squeeze(summed), {"axis": summed ^ 1}
+    return q, scale, {"axis": summed, "block_size": size}
+
+
+def _kernel(array: Array, bits: str) -> _Parts | str:
+    """The parts of a convolution's kernel [output channels, ...]; or why it stays."""
+    if bits != "int8":
+        return "is the kernel of a convolution, for which there is int8 only"
+    rows = array.reshape(len(array), -1)
+    if rows.shape[1] < _LEAST:
+        return f"has {rows.shape[1]} numbers for an output channel only"
+    q, scale = _rounded(rows, 1, rows.shape[1], _LARGEST[bits])
+    return q.reshape(array.shape), scale.squeeze(1), {"axis": 0}
 
 
 def _summed_axis(value: ir.Value) -> int | None:
