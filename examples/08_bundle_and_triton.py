@@ -16,8 +16,8 @@ from torch import nn
 import seqc
 import seqc.runtime
 from seqc.deploy.bundle import write_bundle
-from seqc.deploy.triton_config import Serving
 from seqc.deploy.triton_repository import write_repository
+from seqc.deploy.triton_serving import Serving
 
 THERE = """
 import sys

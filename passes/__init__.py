@@ -14,6 +14,7 @@ from seqc.passes.group_queries import GroupQueries
 from seqc.passes.hoist import Hoist
 from seqc.passes.make_stateful import MakeStateful
 from seqc.passes.narrow import Narrow
+from seqc.passes.quantize_caches import QuantizeCaches
 from seqc.passes.repeat_keys import RepeatKeys
 from seqc.passes.sink import Sink
 from seqc.passes.sink_readouts import SinkReadouts
@@ -36,6 +37,7 @@ __all__ = [
     "Hoist",
     "MakeStateful",
     "Narrow",
+    "QuantizeCaches",
     "RepeatKeys",
     "Sink",
     "SinkReadouts",

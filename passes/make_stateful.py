@@ -78,7 +78,7 @@ def _adopt(program: Program, d: Derivation, slots: list[Slot], time: Dim) -> Non
     outputs = [_port(p.name, n, dims) for p, n in zip(program.outputs, results, strict=True)]
     for (name, following), slot in zip(names(slots, layer_of), slots, strict=True):
         axis = _batch_axis(d, slot, time)
-        states.append(State(name, following, _initial(d, slot), axis, slot.grows, slot.pending))
+        states.append(State(name, following, _initial(d, slot), axis, slot.grows, slot.pending, slot.window))
         inputs.append(_port(name, slot.placeholder, dims))
         assert slot.following is not None
         outputs.append(_port(following, slot.following, dims))

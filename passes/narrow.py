@@ -50,7 +50,8 @@ class Narrow:
         self._store(program, caches)
         changes = 0
         for node in list(program.graph.nodes):
-            if node.op == "call_function":
+            # a size is that of the value in any type
+            if node.op == "call_function" and node.target is not aten.sym_size.int:
                 changes += self._rewrite(node, torch.float32 if computed_wide(node, found) else self.dtype, casts)
         outputs = zip(program.output_nodes, program.outputs, strict=True)
         program.output_node.args = (

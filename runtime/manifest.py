@@ -114,6 +114,18 @@ class PeakActivations:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What an artifact holds in few bits: ``weights`` and ``cache`` name the form, empty where they are plain.
+
+    ``drift`` is how far that took it from the source when it was compiled, relative to an output's scale; None: not measured.
+    """
+
+    weights: str = ""
+    cache: str = ""
+    drift: float | None = None
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """SHA-256 (lower-case hex) and size in bytes of a file of the artifact."""
 
@@ -142,6 +154,9 @@ class Manifest:
     peak_activations: PeakActivations | None = None
     steps_dim: str | None = None
     """The dimension along which a streaming artifact takes steps; None in an artifact of whole sequences."""
+    quantization: Quantization | None = None
+    computes_in: str = ""
+    """The type of what it computes in where ONNX Runtime may lack kernels for that: ``bfloat16``; else empty."""
 
 
 def spell(shape: tuple[int | str, ...]) -> str:
@@ -207,6 +222,8 @@ def parse(data: object) -> Manifest:
         tools=MappingProxyType(root.get("tools", dict, {})),
         peak_activations=_peak(root),
         steps_dim=root.get("steps_dim", str) if root.data.get("steps_dim") is not None else None,
+        quantization=_quantization(root),
+        computes_in=root.get("computes_in", str, ""),
     )
     if manifest.steps_dim is not None and manifest.steps_dim not in dims:
         raise ArtifactError(f"steps_dim is {manifest.steps_dim!r}, which dims does not define")
@@ -344,9 +361,25 @@ def _peak(root: _Fields) -> PeakActivations | None:
     )
 
 
+def _quantization(root: _Fields) -> Quantization | None:
+    if root.data.get("quantization") is None:
+        return None
+    fields = _Fields(root.get("quantization", dict), "quantization")
+    drift = fields.data.get("drift")
+    return Quantization(
+        fields.get("weights", str, ""),
+        fields.get("cache", str, ""),
+        None if drift is None else _error("quantization.drift", drift),
+    )
+
+
 def _tolerance(name: str, value: object) -> float:
+    return _error(f"tolerances[{name!r}]", value)
+
+
+def _error(where: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ArtifactError(f"tolerances[{name!r}] must be a finite number of at least 0, not {value!r}")
+        raise ArtifactError(f"{where} must be a finite number of at least 0, not {value!r}")
     return float(value)
 
 

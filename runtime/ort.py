@@ -53,8 +53,9 @@ def import_onnxruntime() -> Any:
     return module
 
 
-def open_session(path: Path, providers: Sequence[Provider] | None, opset: int = 0) -> Any:
-    """An ``onnxruntime.InferenceSession`` of the model at ``path``, which declares ``opset``.
+def open_session(path: Path, providers: Sequence[Provider] | None, opset: int = 0, computes_in: str = "") -> Any:
+    """An ``onnxruntime.InferenceSession`` of the model at ``path``, which declares ``opset``, and has values of the type
+    ``computes_in`` where it has some for which there may be no kernels.
 
     Without ``providers`` a CUDA GPU is used where there is one, and the CPU otherwise. An opset that onnxruntime takes for
     unreleased is loaded all the same, unless the environment variable ALLOW_RELEASED_ONNX_OPSET_ONLY says otherwise.
@@ -64,7 +65,17 @@ def open_session(path: Path, providers: Sequence[Provider] | None, opset: int = 
         ArtifactError: a provider is unknown or cannot start on this machine, or onnxruntime cannot load the model.
     """
     with unreleased_opset() if opset > RELEASED_OPSET else contextlib.nullcontext():
-        return _open_session(path, providers)
+        try:
+            return _open_session(path, providers)
+        except ArtifactError as error:
+            lacking = re.search(r"Could not find an implementation for (\w+)\(\d+\) node", str(error))
+            if not computes_in or lacking is None:
+                raise
+            where = f"with {', '.join(map(_name, providers))}" if providers else "here"
+            raise ArtifactError(
+                f"onnxruntime {where} has no {lacking[1]} in {computes_in}, in which {path} computes: that is for engines: run "
+                "them on a GPU (--provider tensorrt-rtx, or tensorrt), or compile with --dtype fp16 for onnxruntime"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -202,6 +213,8 @@ def _running() -> Iterator[Any]:
 def _open(ort: Any, path: Path, providers: list[Provider]) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
+    # else products with int4 weights would round what they are multiplied with to int8
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         # without enable_fallback=0 a failing provider is reported on stdout and replaced by the CPU
         return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)

@@ -233,4 +233,5 @@ def load(directory: str | Path, providers: Sequence[Provider] | None = None) -> 
     if engines is not None:
         return Session(*tensorrt.open_engines(directory, manifest, engines))
     files = [MODEL_FILE, *([STEP_FILE] if STEP_FILE in manifest.files else [])]
-    return Session(manifest, *(OnnxModel(open_session(directory / name, providers, manifest.opset)) for name in files))
+    opened = (open_session(directory / name, providers, manifest.opset, manifest.computes_in) for name in files)
+    return Session(manifest, *map(OnnxModel, opened))

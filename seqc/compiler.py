@@ -151,6 +151,8 @@ def compile(
     if chosen["weights"] == "int4" and version < INT4_OPSET:
         raise UsageError(f"weights=int4 needs opset {INT4_OPSET}, not {version}")
     forced = {k.removeprefix("lowering."): v for k, v in chosen.items() if k.startswith("lowering.") and v != "auto"}
+    if chosen["cache"] != "float" and not stateful:
+        raise UsageError(f"cache={chosen['cache']} is about what streams keep: compile with --stateful")
     settings = {form: {name: chosen[f"{form}.{name}"] for name in told} for form, told in SETTINGS.items()}
     before = _passes(passes, chosen)
     asked = DTYPES.get(chosen["dtype"])
@@ -207,7 +209,8 @@ def _compile(
     stage("trace", program.node_count(), time.perf_counter() - start)
     traced = program.copy()
     records = run_passes(program, steps, stage)
-    step_model = _one_step(traced, steps, program, opset) if program.states else None
+    step = _one_step(traced, steps, program) if program.states else None
+    step_model = export(step, opset) if step is not None else None
     start = time.perf_counter()
     model = export(program, opset)
     stage("export", sum(1 for _ in model.graph.all_nodes()), time.perf_counter() - start)
@@ -224,6 +227,7 @@ def _compile(
     compiled = Compiled(program, model, manifest, report, step_model)
     narrow = any(map(has_bfloat16, filter(None, (model, step_model))))
     if narrow:
+        manifest["computes_in"] = "bfloat16"
         manifest["notes"].append(
             "computes in bfloat16, for which ONNX Runtime has no kernels on a CPU: it runs as an engine"
             + ("; what was checked is the Program in PyTorch, and the ONNX model with float32 in its place" * checked)
@@ -236,7 +240,7 @@ def _compile(
         result = run_check(source, runnable.run, signature, program, tolerance, exact)
         report["check"] = result.to_json()
         if result.ok and narrow:
-            result = run_check(source, _on_arrays(_runner(program)), signature, program, tolerance, exact)
+            result = run_check(source, on_arrays(runner(program)), signature, program, tolerance, exact)
             report["check_in_bfloat16"] = result.to_json()
         if result.ok and program.states:
             chunks = in_chunks(runnable.session)
@@ -246,13 +250,13 @@ def _compile(
         if not result.ok:
             _fail(result, source, traced, steps, runnable, signature, tolerance)
         stage("check", len(result.cases), time.perf_counter() - start)
-    if options["weights"] != "float":
-        start = time.perf_counter()
+    if options["weights"] != "float" or options["cache"] != "float":
         from seqc.quantized import Checks, quantized
 
-        checks = Checks(source_function(module, program, signature.positional), signature, program, tolerance)
-        compiled = quantized(compiled, options["weights"], checks if checked else None)
-        stage("quantize", compiled.report["quantization"]["matrices"], time.perf_counter() - start)
+        start = time.perf_counter()
+        checks = Checks(source_function(module, program, signature.positional), signature, tolerance)
+        compiled = quantized(compiled, step, options, checks if checked else None)
+        stage("quantize", sum(1 for _ in compiled.model.graph.all_nodes()), time.perf_counter() - start)
     if engines is not None:
         _build(engines, compiled, stage)
     return compiled
@@ -271,10 +275,8 @@ def _build(engines: Plan, compiled: Compiled, stage: Progress) -> None:
     compiled.report["engines"] = built.report
 
 
-def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) -> ir.Model:
+def _one_step(traced: Program, steps: list[Pass], general: Program) -> Program:
     """The form for one new step, with the states of the general one."""
-    from seqc.backends.onnx import export
-
     program = traced.copy()
     run_passes(program, [MakeStateful(steps=1) if isinstance(step, MakeStateful) else step for step in steps])
 
@@ -283,7 +285,7 @@ def _one_step(traced: Program, steps: list[Pass], general: Program, opset: int) 
 
     if kinds(program.states) != kinds(general.states):
         raise VerificationError("the form for one step has other states than the general one")
-    return export(program, opset)
+    return program
 
 
 def bound(program: Program, longest: int | None) -> None:
@@ -364,10 +366,10 @@ def _fail(
     from seqc.check import case_inputs
 
     case = next(c for c in result.cases if not c.ok)
-    snapshots: list[tuple[str, Callable[[dict[str, torch.Tensor]], Arrays]]] = [("trace", _runner(traced.copy()))]
+    snapshots: list[tuple[str, Callable[[dict[str, torch.Tensor]], Arrays]]] = [("trace", runner(traced.copy()))]
     for step in steps:
         step(traced)
-        snapshots.append((f"pass {step.name}", _runner(traced.copy())))
+        snapshots.append((f"pass {step.name}", runner(traced.copy())))
     snapshots.append(("export", lambda inputs: compiled.run({k: to_numpy(v) for k, v in inputs.items()})))
     inputs = case_inputs(signature, case.sizes, case.seed)
     guilty = first_divergence(source, snapshots, inputs, tolerance)
@@ -392,11 +394,14 @@ def float32_form(compiled: Compiled) -> Compiled:
     )
 
 
-def _on_arrays(run: Callable[[dict[str, torch.Tensor]], Arrays]) -> Callable[[Arrays], Arrays]:
+def on_arrays(run: Callable[[dict[str, torch.Tensor]], Arrays]) -> Callable[[Arrays], Arrays]:
+    """``run`` as a function of arrays."""
     return lambda arrays: run({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def _runner(program: Program) -> Callable[[dict[str, torch.Tensor]], Arrays]:
+def runner(program: Program) -> Callable[[dict[str, torch.Tensor]], Arrays]:
+    """The Program in PyTorch, from its first states on, as a function from tensors to arrays, both by name."""
+
     def run(inputs: dict[str, torch.Tensor]) -> Arrays:
         values = [inputs[p.name] for p in program.given_inputs]
         values = [

@@ -15,6 +15,9 @@ from seqc.lowerings import FORMS, SETTINGS
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """The names that ``dtype`` takes, and those of numpy and PyTorch."""
 
+CACHES = ("int8",)
+"""The names of :data:`seqc.caches.SCHEMES`, which needs torch."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -86,6 +89,13 @@ OPTIONS: dict[str, Option] = {
             "float, int8 or int4",
             _choice("float", "int8", "int4"),
             "how matrices are stored: int8 has a scale for each output channel, int4 for each block of 128 or fewer",
+        ),
+        Option(
+            "cache",
+            "float",
+            f"float or {', '.join(CACHES)}",
+            _choice("float", *CACHES),
+            "how keys and values of earlier steps are kept by streams: int8 has a scale for each step and head",
         ),
         Option("hoist", "on", "on or off", _choice("on", "off"), "move what does not depend on the state out of loops"),
         *map(_lowering, FORMS),

@@ -51,6 +51,8 @@ class State:
     written at their positions; what the places behind them hold is never read. None where its size is constant
     ``pending``  the axis of its steps since the beginning of the last chunk: none before the first step. None where it keeps no
     such steps
+    ``window``  the axis of the newest steps that it keeps for later ones to read, each as it was computed. None where it is
+    something else
     """
 
     name: str
@@ -59,6 +61,7 @@ class State:
     batch_axis: int | None
     grows: int | None = None
     pending: int | None = None
+    window: int | None = None
 
 
 @dataclass

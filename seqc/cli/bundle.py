@@ -13,7 +13,7 @@ from seqc.deploy.bundle import write_bundle
 @click.command("bundle")
 @click.argument("directory", metavar="DIR")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The zip archive to write.")
-@click.option("--gpu", is_flag=True, help="The wheel requires onnxruntime-gpu instead of onnxruntime.")
+@click.option("--gpu", is_flag=True, help="The wheel requires onnxruntime-gpu, not onnxruntime.")
 @common_options
 @click.pass_obj
 def command(state: State, directory: str, output: str, gpu: bool) -> None:

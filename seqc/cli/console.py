@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,13 @@ def engine_line(engine: Mapping[str, Any]) -> str:
     return f"{gpus}; {engine['kernels']} kernels{loop}; {memory}; {sizes or 'fixed sizes'}"
 
 
+_ALIVE_SECONDS = 30.0
+"""Where nothing moves on a screen, so often a line says that the work goes on."""
+
+
 class Progress:
-    """Prints a line on stderr as each stage ends; on a terminal also what time the running stage has taken.
+    """Prints a line on stderr as each stage ends; on a terminal also what time the running stage has taken, elsewhere (logs of
+    CI, which may take silence for a hang) a line about that now and then.
 
     Call it as ``progress(stage, nodes, seconds)``.
     """
@@ -104,7 +110,10 @@ class Progress:
     def __init__(self, doing: str) -> None:
         self._doing = doing
         self._start = time.perf_counter()
+        self._stage_start = self._start
         self._live: Any = None
+        self._ended = threading.Event()
+        self._alive = threading.Thread(target=self._say_alive, daemon=True)
         self.stages: list[dict[str, Any]] = []
 
     def __enter__(self) -> Progress:
@@ -117,11 +126,22 @@ class Progress:
             self._live = Live(*columns, console=Console(stderr=True), transient=True)
             self._live.start()
             self._task = self._live.add_task(self._doing)
+        else:
+            self._alive.start()
         return self
+
+    def _say_alive(self) -> None:
+        while not self._ended.wait(_ALIVE_SECONDS):
+            now = time.perf_counter()
+            at = f"after {self.stages[-1]['stage']}" if self.stages else self._doing
+            click.echo(
+                f"{at}: running for {now - self._stage_start:.0f} s  (total {now - self._start:.1f} s)", err=True
+            )
 
     def __call__(self, stage: str, nodes: int, seconds: float) -> None:
         self.stages.append({"stage": stage, "nodes": nodes, "seconds": round(seconds, 4)})
-        elapsed = time.perf_counter() - self._start
+        self._stage_start = time.perf_counter()
+        elapsed = self._stage_start - self._start
         line = f"{stage:<20} {nodes:>8} nodes {seconds:>8.2f} s  (total {elapsed:.1f} s)"
         if self._live is not None:
             from rich.text import Text
@@ -143,5 +163,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._live is not None:
             self._live.stop()
+        else:
+            self._alive.join()

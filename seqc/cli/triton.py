@@ -43,6 +43,7 @@ from seqc.cli.console import State, common_options, print_json
     metavar="SECONDS",
     help="Streaming: forget a sequence that had no request for so long.",
 )
+@click.option("--onnx", is_flag=True, help="Serve the ONNX model also where there are engines of it.")
 @common_options
 @click.pass_obj
 def command(
@@ -54,12 +55,13 @@ def command(
     capacity: int | None,
     sequences: int,
     idle: float,
+    onnx: bool,
 ) -> None:
     """Write the artifact DIR to a Triton model repository; streams keep their states in the server."""
-    from seqc.deploy.triton_config import Serving
     from seqc.deploy.triton_repository import write_repository
+    from seqc.deploy.triton_serving import Serving
 
-    serving = Serving(name or Path(directory).resolve().name, max_batch, capacity, sequences, idle)
+    serving = Serving(name or Path(directory).resolve().name, max_batch, capacity, sequences, idle, onnx)
     folder = write_repository(directory, output, serving)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     if state.json:

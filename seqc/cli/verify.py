@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +17,7 @@ from seqc.cli.providers import provider_option
 from seqc.compare import Array
 from seqc.errors import UsageError, VerificationError
 from seqc.runtime import Manifest, Port
+from seqc.runtime.manifest import MODEL_FILE
 from seqc.runtime.ort import Provider
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
     from seqc.frontend.load import Loaded
     from seqc.frontend.signature import Signature
+
+_DRIFT_ROOM = 2.0
+"""Other inputs than those it was measured with may be off by so many times more."""
 
 
 @click.command("verify")
@@ -47,7 +53,12 @@ def command(
     provider: tuple[Provider, ...],
     allow_pickle: bool,
 ) -> int:
-    """Run the artifact DIR and the model SRC on the same inputs, of many sizes, and compare; exit 1 if they differ."""
+    """Run the artifact DIR and the model SRC on the same inputs, of many sizes, and compare; exit 1 if they differ.
+
+    Of an artifact with int8 or int4 weights SRC gets the same weights, after each was shown to be SRC's own, rounded. Where
+    that cannot be done, and with int8 caches, what the rounding was measured to change when it was compiled decides. With
+    --tolerance SRC is compared as it is.
+    """
     if tolerance is not None and not tolerance >= 0:
         raise UsageError(f"--tolerance must be at least 0, not {tolerance}")
 
@@ -62,8 +73,12 @@ def command(
     for text in loaded.notes:
         note(text)
     examples = _examples(loaded, session.manifest)
+    limits: dict[str, float] | float = dict(session.manifest.tolerances) if tolerance is None else tolerance
     with quiet():
         model = loaded.module(examples)
+        criterion = Criterion(limits, "the source")
+        if tolerance is None and session.manifest.quantization is not None:
+            criterion = _of_quantized(directory, session.manifest, model)
         signature = _signature(model, examples, session.manifest)
         reference = _function(model, signature, session.outputs)
         reference(signature.examples)
@@ -72,17 +87,59 @@ def command(
             session.run,
             signature,
             lengths,
-            dict(session.manifest.tolerances) if tolerance is None else tolerance,
+            criterion.limits,
             seed,
             in_float64(model, lambda wide: _function(wide, signature, session.outputs)),
         )
     if state.json:
-        print_json(report.to_json())
+        print_json({**report.to_json(), "against": criterion.against})
     else:
         for line in report.lines():
             click.echo(line)
+        if criterion.against != "the source":
+            click.echo(f"compared with {criterion.against}")
     report.raise_if_failed()
     return 0
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The largest errors accepted, of all outputs or by name, and ``against`` what."""
+
+    limits: dict[str, float] | float
+    against: str
+
+
+def _of_quantized(directory: str, manifest: Manifest, model: nn.Module) -> Criterion:
+    """How a quantised artifact is to be compared with ``model``, which gets the artifact's weights where that can be done."""
+    import onnx_ir as ir
+
+    from seqc.backends.onnx.quantize import dequantizes, stored_matrices
+    from seqc.rounded_source import round_weights
+
+    told = manifest.quantization
+    assert told is not None, "asked before"
+    off = "not measured" if told.drift is None else f"up to {told.drift:.2g} of an output's scale"
+    artifact = ir.load(Path(directory) / MODEL_FILE)
+    # what is rounded while it runs cannot be put into the source
+    why = f"its caches are {told.cache}" if told.cache else ""
+    matrices = list(stored_matrices(artifact))
+    parts = {value.name for node in artifact.graph.all_nodes() for value in node.inputs if dequantizes(node) and value}
+    why = why or round_weights(model, matrices, [name for name in artifact.graph.initializers if name not in parts])
+    if not why:
+        return Criterion(
+            dict(manifest.tolerances),
+            f"the source with its {len(matrices)} matrices rounded as in the artifact; off from the source as it is, when it "
+            f"was compiled: {off}",
+        )
+    if told.drift is None:
+        raise UsageError(
+            f"{why}, and the artifact was compiled without a check: say the --tolerance to compare it with"
+        )
+    most = {name: max(limit, _DRIFT_ROOM * told.drift) for name, limit in manifest.tolerances.items()}
+    return Criterion(
+        most, f"the source as it is ({why}), within {_DRIFT_ROOM:g} times what it was off when it was compiled: {off}"
+    )
 
 
 def _examples(loaded: Loaded, manifest: Manifest) -> dict[str, torch.Tensor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from seqc.deploy.wheel import DISTRIBUTION, NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU, wheel_name
+from seqc.deploy.wheel import DISTRIBUTION, NUMPY, ONNXRUNTIME, wheel_name
 from seqc.errors import ArtifactError
 from seqc.runtime.manifest import Manifest
 from seqc.runtime.shapes import evaluate
@@ -13,8 +14,8 @@ from seqc.runtime.shapes import evaluate
 ARTIFACT, EXAMPLE = "artifact", "example.py"
 
 
-def readme(file: str, manifest: Manifest, gpu: bool) -> str:
-    """How to use the archive called ``file``, and what is in it."""
+def readme(file: str, manifest: Manifest, needs: Sequence[str]) -> str:
+    """How to use the archive called ``file``, and what is in it. ``needs``: what the wheel requires besides numpy."""
     folder = shlex.quote(Path(file).stem if Path(file).suffix else f"{file}.d")
     lines = [
         "# A model compiled by seqc, with its runtime",
@@ -23,16 +24,21 @@ def readme(file: str, manifest: Manifest, gpu: bool) -> str:
         f"    python -m pip install ./{wheel_name()}",
         f"    python {EXAMPLE}",
         "",
-        f"Needs Python 3.11 or newer. The wheel ({DISTRIBUTION}) is pure Python; it requires {NUMPY} and",
-        f"{ONNXRUNTIME_GPU if gpu else ONNXRUNTIME} only. Where the full seqc is installed the wheel is not needed, and must",
+        f"Needs Python 3.11 or newer. The wheel ({DISTRIBUTION}) is pure Python; it requires",
+        f"{', '.join((NUMPY, *needs))} only. Where the full seqc is installed the wheel is not needed, and must",
         "not be installed over it: both have the package `seqc`, and importing it is then an error.",
         f"`{ARTIFACT}/manifest.json` describes the model and has the SHA-256 of each file, which loading compares.",
     ]
+    if manifest.engines:
+        lines += [
+            f"The engines run on the GPUs named below; `{ARTIFACT}` also holds the ONNX model, for which install {ONNXRUNTIME}",
+            "and call `seqc.runtime.load` without providers.",
+        ]
     sections = {
         "Inputs": [str(port) for port in manifest.inputs],
         "Outputs": [str(port) for port in manifest.outputs],
         "Sizes": [f"{name}: {dim}" for name, dim in manifest.dims.items()],
-        "Engines": [f"{ARTIFACT}/{e.get('file', '?')}, sm {e.get('sm', '?')}" for e in manifest.engines],
+        "Engines": [f"{ARTIFACT}/{e['file']}, {_gpus(e['sm'])}" for e in manifest.engines],
     }
     for title, rows in sections.items():
         if rows:
@@ -40,8 +46,14 @@ def readme(file: str, manifest: Manifest, gpu: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _gpus(sms: Sequence[int]) -> str:
+    return f"sm {', '.join(map(str, sms))}" if sms else "the GPU it was built on"
+
+
 def example(manifest: Manifest) -> str:
     """A script that loads the artifact and runs it once on zeros of the traced sizes; as a stream where it streams."""
+    package = next((e["package"] for e in manifest.engines if "package" in e), None)
+    providers = f", providers=[{package!r}]" if package else ""
     traced = {name: dim.traced for name, dim in manifest.dims.items()}
     lines = [
         '"""Loads the model beside this file and runs it on zeros."""',
@@ -52,7 +64,7 @@ def example(manifest: Manifest) -> str:
         "",
         "import seqc.runtime",
         "",
-        f'session = seqc.runtime.load(Path(__file__).parent / "{ARTIFACT}")',
+        f'session = seqc.runtime.load(Path(__file__).parent / "{ARTIFACT}"{providers})',
         "inputs = {",
     ]
     for port in manifest.inputs:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from seqc.deploy.batch_first import SUFFIX, rows_inside
+from seqc.deploy.triton_engine import PLAN_FILE, check_engine, engine_of
+from seqc.deploy.triton_serving import ALONE, Serving
 from seqc.errors import MissingExtraError, UnsupportedModelError, UsageError
 from seqc.runtime.manifest import MODEL_FILE, Manifest, Port
 from seqc.runtime.rows import Rows
@@ -20,23 +21,6 @@ TYPES: Mapping[str, str] = {
     **{f"float{bits}": f"TYPE_FP{bits}" for bits in (16, 32, 64)},
 }
 """Triton's data types by numpy's."""
-ALONE = "--max-batch 0 serves one request at a time"
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How an artifact is to be served.
-
-    ``max_batch``: so many requests at most go through the model together; 0: each by itself. ``capacity``: the steps that a
-    sequence may have in all where states grow. ``sequences``: those that an instance keeps at a time. ``idle_seconds``: after
-    so long without a request a sequence is forgotten.
-    """
-
-    name: str
-    max_batch: int = 8
-    capacity: int | None = None
-    sequences: int = 64
-    idle_seconds: float = 60.0
 
 
 def messages() -> Any:
@@ -65,13 +49,16 @@ def model_config(manifest: Manifest, serving: Serving) -> tuple[Any, dict[str, b
     streams = manifest.steps_dim is not None
     if serving.max_batch:
         _check_batch(manifest, serving)
+    engine = engine_of(manifest, serving)
     config = pb.ModelConfig(
         name=serving.name,
-        backend="onnxruntime",
-        platform="onnxruntime_onnx",
-        default_model_filename=MODEL_FILE,
+        backend="onnxruntime" if engine is None else "tensorrt",
+        platform="onnxruntime_onnx" if engine is None else "tensorrt_plan",
+        default_model_filename=MODEL_FILE if engine is None else PLAN_FILE,
         max_batch_size=serving.max_batch,
     )
+    if engine is not None:
+        check_engine(manifest, engine, serving)
     # one sequence has one row
     single = Rows(manifest).batch if streams and not serving.max_batch else None
     for port in manifest.inputs:

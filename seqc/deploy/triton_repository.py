@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf import text_format
 
 from seqc.deploy.batch_first import put_batch_first, rows_inside
 from seqc.deploy.triton_check import check, graph_tensors, parse
-from seqc.deploy.triton_config import Serving, model_config
+from seqc.deploy.triton_config import model_config
+from seqc.deploy.triton_engine import PLAN_FILE, engine_of
+from seqc.deploy.triton_serving import Serving
 from seqc.deploy.triton_trials import check_overflow, check_rows, check_served
 from seqc.errors import ArtifactError, UsageError
 from seqc.runtime.manifest import MODEL_FILE, Manifest
@@ -26,7 +30,9 @@ _CPU = ["CPUExecutionProvider"]
 
 
 def write_repository(directory: str | Path, repository: str | Path, serving: Serving) -> Path:
-    """Write the ONNX model of the artifact in ``directory`` to ``repository/serving.name`` with its configuration.
+    """Write the model of the artifact in ``directory`` to ``repository/serving.name`` with its configuration.
+
+    That is its engine of TensorRT, where it has one, else its ONNX model. What is run is the ONNX model, also of an engine.
 
     The folder appears complete or not at all. Before, the configuration is parsed with Triton's own definitions and compared
     with the graph, and the model is run: rows must not influence each other, a full state must be an error, and what the
@@ -49,6 +55,7 @@ def write_repository(directory: str | Path, repository: str | Path, serving: Ser
     session = load(source, _CPU)
     manifest = session.manifest
     config, first_values = model_config(manifest, serving)
+    engine = engine_of(manifest, serving)
     text = text_format.MessageToString(config)
     model = onnx.load(source / MODEL_FILE, load_external_data=False)
     if serving.max_batch:
@@ -60,11 +67,14 @@ def write_repository(directory: str | Path, repository: str | Path, serving: Ser
         check_overflow(open_session(source / MODEL_FILE, _CPU, manifest.opset), manifest)
     stage = target.parent / f".seqc-{secrets.token_hex(8)}.partial"
     try:
-        path = _write_model(source, stage / "1", model, manifest)
+        path = _write_model(source, stage / "1", model, manifest) if engine is None else source / MODEL_FILE
+        if engine is not None:
+            (stage / "1").mkdir(parents=True)
+            shutil.copyfile(source / engine["file"], stage / "1" / PLAN_FILE)
         for name, content in first_values.items():
             (stage / INITIAL).mkdir(exist_ok=True)
             (stage / INITIAL / name).write_bytes(content)
-        (stage / README).write_text(_readme(manifest, serving, model.ir_version), "utf-8", newline="\n")
+        (stage / README).write_text(_readme(manifest, serving, model.ir_version, engine), "utf-8", newline="\n")
         (stage / CONFIG).write_text(text, "utf-8", newline="\n")
         check_served(open_session(path, _CPU, manifest.opset), config, first_values, session, serving.capacity)
         stage.rename(target)
@@ -86,13 +96,36 @@ def _write_model(source: Path, version: Path, model: onnx.ModelProto, manifest: 
     return folder / MODEL_FILE
 
 
-def _readme(manifest: Manifest, serving: Serving, ir_version: int) -> str:
-    tested = manifest.tools.get("onnxruntime")
+def _readme(manifest: Manifest, serving: Serving, ir_version: int, engine: Mapping[str, Any] | None) -> str:
+    backend = "ONNX Runtime" if engine is None else "TensorRT"
     lines = [
-        f"# {serving.name}, for Triton's ONNX Runtime backend",
+        f"# {serving.name}, for Triton's {backend} backend",
         "",
         "    tritonserver --model-repository=REPOSITORY",
         "",
+        *(_onnx_needs(manifest, ir_version) if engine is None else _engine_needs(engine)),
+    ]
+    free = {size for port in manifest.inputs for size in port.shape if size != Rows(manifest).batch}
+    sizes = [f"- {name}: {dim}" for name, dim in manifest.dims.items() if name in free]
+    lines += ["", "Sizes, which Triton does not check:", "", *sizes] if sizes else []
+    if manifest.steps_dim is not None:
+        lines += ["", *_sequences(manifest, serving)]
+    return "\n".join(lines) + "\n"
+
+
+def _engine_needs(engine: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{PLAN_FILE} was built by tensorrt {engine.get('version', '?')}, and the server's must be of that version."
+    ]
+    for profile in engine["profiles"]:
+        sizes = ", ".join(f"{name} {r['min']} to {r['max']}" for name, r in profile.items())
+        lines.append(f"It takes {sizes}; other sizes fail.")
+    return lines
+
+
+def _onnx_needs(manifest: Manifest, ir_version: int) -> list[str]:
+    tested = manifest.tools.get("onnxruntime")
+    lines = [
         f"The model has opset {manifest.opset} and ONNX IR version {ir_version}, which the server's ONNX Runtime must know"
         + (f" (checked with {tested})." if tested else "."),
     ]
@@ -104,12 +137,7 @@ def _readme(manifest: Manifest, serving: Serving, ir_version: int) -> str:
         lines.append(
             f"It was compiled for {manifest.target}, and may hold operators that other execution providers lack."
         )
-    free = {size for port in manifest.inputs for size in port.shape if size != Rows(manifest).batch}
-    sizes = [f"- {name}: {dim}" for name, dim in manifest.dims.items() if name in free]
-    lines += ["", "Sizes, which Triton does not check:", "", *sizes] if sizes else []
-    if manifest.steps_dim is not None:
-        lines += ["", *_sequences(manifest, serving)]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _sequences(manifest: Manifest, serving: Serving) -> list[str]:

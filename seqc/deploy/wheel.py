@@ -6,14 +6,17 @@ import base64
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 import seqc
 from seqc.deploy.archive import add
+from seqc.runtime.manifest import Manifest
 
 DISTRIBUTION = "seqc-runtime"
 NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU = "numpy>=2.0", "onnxruntime>=1.24", "onnxruntime-gpu>=1.24"
+CUDA = "cuda-bindings>=12.9"
+"""Through which the runtime of engines has memory of a GPU."""
 
 _FROM_SEQC = ("errors.py", "py.typed")
 """What the runtime needs of the package ``seqc`` besides its own folder."""
@@ -47,8 +50,18 @@ def wheel_name() -> str:
     return f"seqc_runtime-{seqc.__version__}-py3-none-any.whl"
 
 
-def runtime_wheel(gpu: bool = False) -> bytes:
-    """The wheel (PEP 427): the same bytes for the same seqc. It requires numpy and onnxruntime (``gpu``: onnxruntime-gpu).
+def needed(manifest: Manifest, gpu: bool = False) -> tuple[str, ...]:
+    """What runs an artifact, besides numpy: the package that built its engines, in that version, which alone reads them, or
+    where it has none onnxruntime (``gpu``: onnxruntime-gpu).
+    """
+    packages = {str(e["package"]): str(e["version"]) for e in manifest.engines if "package" in e and "version" in e}
+    if not packages:
+        return (ONNXRUNTIME_GPU if gpu else ONNXRUNTIME,)
+    return (*(f"{name}=={version}" for name, version in sorted(packages.items())), CUDA)
+
+
+def runtime_wheel(needs: Sequence[str] = (ONNXRUNTIME,)) -> bytes:
+    """The wheel (PEP 427): the same bytes for the same seqc. It requires numpy and ``needs``, see :func:`needed`.
 
     Its package ``seqc`` has ``seqc.runtime`` and ``seqc.errors``; what needs the compiler says so. Where the full seqc lies in
     the same folder, importing it is an error.
@@ -61,7 +74,7 @@ def runtime_wheel(gpu: bool = False) -> bytes:
         if file.name.endswith(".py")
     }
     info = f"seqc_runtime-{seqc.__version__}.dist-info"
-    files[f"{info}/METADATA"] = _metadata(ONNXRUNTIME_GPU if gpu else ONNXRUNTIME).encode()
+    files[f"{info}/METADATA"] = _metadata(needs).encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: seqc\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/RECORD"] = _record(files, f"{info}/RECORD").encode()
     data = io.BytesIO()
@@ -71,7 +84,7 @@ def runtime_wheel(gpu: bool = False) -> bytes:
     return data.getvalue()
 
 
-def _metadata(onnxruntime: str) -> str:
+def _metadata(needs: Sequence[str]) -> str:
     lines = (
         "Metadata-Version: 2.1",
         f"Name: {DISTRIBUTION}",
@@ -80,7 +93,7 @@ def _metadata(onnxruntime: str) -> str:
         "License: Apache-2.0",
         "Requires-Python: >=3.11",
         f"Requires-Dist: {NUMPY}",
-        f"Requires-Dist: {onnxruntime}",
+        *(f"Requires-Dist: {need}" for need in needs),
     )
     return "\n".join(lines) + "\n"
 

@@ -30,6 +30,7 @@ def kept(d: Derivation, node: fx.Node, demand: Demand, axis: int) -> Plan:
     recent = isinstance(mode, Recent)
     exprs[axis] = sympy.Integer(mode.count) if isinstance(mode, Recent) else d.capacity
     slot = d.slot(d.role(node), node, exprs, value.dtype, 0.0, grows=None if recent else axis)
+    slot.window = axis if recent else None
 
     def write(new: fx.Node) -> fx.Node:
         if not isinstance(mode, Recent):

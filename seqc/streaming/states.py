@@ -18,6 +18,7 @@ class Slot:
     initial: fx.Node | float
     grows: int | None = None
     pending: int | None = None
+    window: int | None = None
     following: fx.Node | None = None
 
 

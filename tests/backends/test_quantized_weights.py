@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import seqc
-from seqc.backends.onnx.quantize import dequantized, quantize
+from seqc.backends.onnx.quantize import Stored, dequantized, quantize, stored_matrices
 from seqc.cli.main import run
 from seqc.compiler import Compiled
 from seqc.errors import UsageError, VerificationError
+from seqc.rounded_source import round_weights
 from seqc.runtime import load
 
 X = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
@@ -162,6 +163,37 @@ def test_what_stays_is_told_with_the_reason() -> None:
     assert made.report["quantization"]["matrices"] == 1
 
 
+class Convolves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.each = nn.Conv1d(32, 48, 3), nn.Conv1d(48, 48, 4, groups=48)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.wide(F.pad(x.transpose(1, 2), (2, 0))))
+        return self.each(F.pad(y, (3, 0))).transpose(1, 2)
+
+
+def test_kernels_of_convolutions_have_a_scale_for_each_output_channel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = Convolves()
+    made = compiled(model, "int8")
+    found = made.report["quantization"]
+    assert found["matrices"] == 1 and found["check"]["ok"] and 1e-5 < found["drift"] < 0.05
+    assert any(reason == "has 4 numbers for an output channel only" for reason in found["stayed"].values())
+    (kernel,) = stored_matrices(made.model)
+    weight = model.wide.weight.detach().numpy()
+    unit = np.abs(weight).reshape(48, -1).max(1)[:, None, None] / 127
+    assert kernel.values.shape == weight.shape and (np.abs(kernel.values - weight) <= unit * 0.5001).all()
+    assert found["bytes_after"] == weight.size + 4 * 48
+    art = str(made.save(tmp_path / "made"))
+    assert run(["verify", art, "--against", saved(model, tmp_path / "model.pt2")]) == 0
+    assert "the source with its 1 matrices rounded as in the artifact" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="is the kernel of a convolution, for which there is int8 only"):
+        compiled(model, "int4")
+
+
 def test_a_model_without_matrices_is_refused() -> None:
     with pytest.raises(UsageError, match=r"weights=int8 is about matrices.*and there are none; weight has 4 x 32 num"):
         compiled(nn.Linear(32, 4), "int8")
@@ -172,6 +204,12 @@ def test_int4_takes_the_opset_that_has_it() -> None:
     assert compiled(nn.Linear(32, 32), "int8").manifest["opset"] == 20
     with pytest.raises(UsageError, match="weights=int4 needs opset 21, not 20"):
         compiled(nn.Linear(32, 32), "int4", opset=20)
+
+
+def test_engines_take_small_kernels_of_convolutions() -> None:
+    options = {"sm": 89, "profile.sequence": (1, 9, 32), "profile.batch": (1, 2, 4)}
+    made = compiled(Convolves(), "int8", target="tensorrt-rtx", options=options)
+    assert made.manifest["engines"][0]["kernels"] > 0 and made.report["quantization"]["matrices"] == 1
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])
@@ -194,3 +232,81 @@ def test_the_command_line_tells_the_drift(tmp_path: Path, capsys: pytest.Capture
     command = ["compile", str(tmp_path / "model.pt2"), "-o", str(tmp_path / "made"), "--opt", "weights=int4"]
     assert run(command) == 0
     assert "note: 1 matrices are int4" in capsys.readouterr().out
+
+
+def saved(model: nn.Module, path: Path) -> str:
+    torch.export.save(torch.export.export(model, (X,)), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [("int8", "auto"), ("int4", "auto"), ("int8", "fp16")])
+def test_verify_compares_with_the_source_that_has_the_same_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: str, dtype: str
+) -> None:
+    torch.manual_seed(0)
+    model, art = Attends(), str(tmp_path / "made")
+    source = saved(model, tmp_path / "model.pt2")
+    assert run(["compile", source, "-o", art, "--opt", f"weights={bits}", "--opt", f"dtype={dtype}"]) == 0
+    capsys.readouterr()
+    assert run(["verify", art, "--against", source]) == 0
+    out = capsys.readouterr().out
+    drift = load(art).manifest.quantization
+    assert drift is not None and drift.weights == bits and drift.drift is not None
+    assert "compared with the source with its 2 matrices rounded as in the artifact" in out
+    assert f"when it was compiled: up to {drift.drift:.2g} of an output's scale" in out
+    if dtype == "auto":
+        assert run(["verify", art, "--against", source, "--tolerance", "1e-4"]) == 1  # the source as it is
+        assert "differs from the source" in capsys.readouterr().err
+    with torch.no_grad():
+        model.out.weight[3, 4] += 0.5
+    assert run(["verify", art, "--against", saved(model, tmp_path / "other.pt2")]) == 1
+    assert "out.weight is not the source's, rounded: it is off by" in capsys.readouterr().err
+
+
+def test_verify_sees_another_computation_with_the_same_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other(Attends):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1.01
+
+    model, other = Attends(), Other()
+    other.load_state_dict(model.state_dict())
+    art = str(compiled(model, "int8").save(tmp_path / "made"))
+    assert run(["verify", art, "--against", saved(other, tmp_path / "other.pt2")]) == 1
+    assert "differs from the source" in capsys.readouterr().err
+
+
+class Doubles(nn.Module):
+    """Its matrix is computed at compile time: the source has none like it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.sinh(self.weight)
+
+
+def test_verify_of_matrices_that_the_source_has_not_takes_the_drift(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = Doubles()
+    art = str(compiled(model, "int4").save(tmp_path / "made"))
+    source = saved(model, tmp_path / "model.pt2")
+    assert run(["verify", art, "--against", source]) == 0
+    out = capsys.readouterr().out
+    assert "the source as it is (weight.sinh is computed of the model's weights), within 2 times what it was off" in out
+    unchecked = str(compiled(model, "int4", check=False).save(tmp_path / "unchecked"))
+    assert run(["verify", unchecked, "--against", source]) == 2
+    assert "compiled without a check: say the --tolerance" in capsys.readouterr().err
+
+
+def test_weights_that_are_also_read_as_they_were_cannot_be_rounded() -> None:
+    model = nn.Linear(4, 4, bias=False)
+    before = model.weight.detach().clone()
+    matrix = Stored("weight", np.round(before.numpy()), np.ones((4, 4), np.float32))
+    assert round_weights(model, [matrix], ["weight.to_copy"]) == "weight is also read as it was"
+    assert torch.equal(model.weight, before)
+    assert round_weights(model, [matrix], ["bias"]) == "" and torch.equal(model.weight, before.round())

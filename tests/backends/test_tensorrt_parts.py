@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import onnx_ir as ir
 import pytest
 import torch
 
+from seqc.backends.tensorrt.build import build_engine
 from seqc.backends.tensorrt.log import parsed_last, read_log
+from seqc.backends.tensorrt.package import PACKAGES
 from seqc.backends.tensorrt.profiles import asked_ranges, bounded, ranges_of, shapes
 from seqc.backends.tensorrt.refused import check_taken
 from seqc.backends.tensorrt.settings import Range, parse_bytes, parse_range, parse_sms
 from seqc.backends.tensorrt.where import Origins
-from seqc.errors import UnsupportedOpError, UsageError
+from seqc.errors import EngineError, UnsupportedOpError, UsageError
 from seqc.frontend.signature import bind
 
 MEMORY = "Max Scratch Memory: 10 bytes\nTotal Activation Memory: 20 bytes\nTotal Weights Memory: 30 bytes\n"
@@ -97,6 +104,49 @@ def test_what_would_be_dropped_is_refused() -> None:
     )
     with pytest.raises(UnsupportedOpError, match="nonpad_kv_seqlen, which is dropped: mask the padded steps"):
         check_taken(model, "TensorRT")
+
+
+def test_doubles_are_refused_wherever_they_come_in() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 9, opset_import: ["" : 20]>
+        f (double[2] x) => (double[2] y) { y = Sin(x) }"""
+    )
+    with pytest.raises(UnsupportedOpError) as caught:
+        check_taken(model, "TensorRT")
+    head, first, second = str(caught.value).splitlines()
+    assert head == "TensorRT would not compute this model as it is written"
+    assert "the input 'x' is float64, which becomes float32: convert the model to float32 first" in first
+    assert "Sin () computes in float64, which becomes float32: compute it in float32" in second
+
+
+def test_a_parser_that_aborts_names_the_node_it_was_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The child is replaced by one that writes the parser's log and aborts, as TensorRT's parser may."""
+    model = ir.from_onnx_text(
+        """<ir_version: 9, opset_import: ["" : 20]>
+        f (float[2] x) => (float[2] y) { y = Sin(x) }"""
+    )
+    node = next(iter(model.graph))
+    node.name = "Sin_y"
+    node.metadata_props.update({"seqc.module": "layers.0", "seqc.source": "model.py:3: y = sin(x)"})
+    (tmp_path / "fake_child.py").write_text(
+        "import json, os, sys\n"
+        "log = json.load(open(sys.argv[-1]))['log']\n"
+        "open(log, 'w').write('[VERBOSE] Parsing node: Sin_y [Sin]\\n')\n"
+        "print('terminate called', file=sys.stderr, flush=True)\n"
+        "os.abort()\n"
+    )
+    real = subprocess.Popen
+
+    def child(command: list[str], **given: Any) -> Any:
+        return real([sys.executable, str(tmp_path / "fake_child.py"), command[-1]], **given)
+
+    monkeypatch.setattr(subprocess, "Popen", child)
+    said = (
+        r"the process in which TensorRT for RTX builds model.onnx was ended by SIGABRT, near Sin \(Sin_y\) at layers.0 "
+        r"model.py:3: y = sin\(x\): terminate called; try smaller ranges .*another form of the recurrence"
+    )
+    with pytest.raises(EngineError, match=said):
+        build_engine(PACKAGES["tensorrt_rtx"], tmp_path / "model.onnx", Origins(model), {})
 
 
 def test_names_in_messages_lead_to_nodes() -> None:

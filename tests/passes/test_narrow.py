@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 import seqc
 from seqc.cli.main import run
-from seqc.errors import UnsupportedModelError, UsageError
+from seqc.errors import ArtifactError, UnsupportedModelError, UsageError
 from seqc.passes import DEFAULT, Narrow
 from seqc.pipeline import run_passes
 from seqc.program import Program
+from seqc.runtime import load
 from seqc.text import text
 from seqc.verify import verify
 from tests.backends.test_tensorrt_engines import Attends, MambaLike, Nonlinear
@@ -244,6 +245,17 @@ def test_bfloat16_is_checked_in_pytorch_and_in_float32_in_onnxruntime() -> None:
     assert any("what was checked is the Program in PyTorch" in note for note in made.manifest["notes"])
     assert any(v.dtype is ir.DataType.BFLOAT16 for n in made.model.graph for v in n.outputs)  # itself it stays
     assert {s["dtype"] for s in made.manifest["states"]} == {"float32"}
+
+
+def test_loading_bfloat16_in_onnxruntime_says_what_it_is_for(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"dtype": "bf16", "engines": "off"}
+    art = seqc.compile(Gated().eval(), (X,), target="tensorrt-rtx", options=options).save(tmp_path / "made")
+    assert run(["run", str(art), "--random", "sequence=9"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "onnxruntime here has no MatMul in bfloat16, in which" in line
+    assert "that is for engines: run them on a GPU (--provider tensorrt-rtx, or tensorrt), or compile with" in line
+    with pytest.raises(ArtifactError, match="onnxruntime with CPUExecutionProvider has no MatMul in bfloat16"):
+        load(art, providers=["CPUExecutionProvider"])
 
 
 def test_a_wrong_type_is_refused() -> None:

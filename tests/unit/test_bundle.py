@@ -25,7 +25,7 @@ from torch import nn
 import seqc
 from seqc.cli.main import run
 from seqc.deploy.bundle import write_bundle
-from seqc.deploy.wheel import NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU, runtime_wheel, wheel_name
+from seqc.deploy.wheel import CUDA, NUMPY, ONNXRUNTIME, ONNXRUNTIME_GPU, runtime_wheel, wheel_name
 from seqc.errors import ArtifactError, UsageError
 from seqc.runtime import load
 from tests.helpers.artifacts import replace_file, write_small
@@ -139,10 +139,48 @@ def test_the_wheel_requires_what_the_project_does(tmp_path: Path) -> None:
     assert NUMPY in project["dependencies"]
     assert project["optional-dependencies"]["cpu"] == [ONNXRUNTIME]
     assert project["optional-dependencies"]["gpu"] == [ONNXRUNTIME_GPU]
+    assert all(CUDA in project["optional-dependencies"][extra] for extra in ("rtx", "tensorrt"))
     write_bundle(write_small(tmp_path / "small"), tmp_path / "a.zip", gpu=True)
     with zipfile.ZipFile(tmp_path / "a.zip") as archive, zipfile.ZipFile(archive.open(wheel_name())) as wheel:
         (metadata,) = (wheel.read(n).decode() for n in wheel.namelist() if n.endswith("METADATA"))
     assert f"Requires-Dist: {ONNXRUNTIME_GPU}" in metadata and f"Requires-Dist: {ONNXRUNTIME}\n" not in metadata
+
+
+def engine_entry(package: str) -> dict[str, object]:
+    sizes = {"min": 1, "opt": 7, "max": 64}
+    return {
+        "file": "model.engine",
+        "package": package,
+        "version": "1.7.1",
+        "sm": [89, 120] if package == "tensorrt-rtx" else [],
+        "profiles": [{"sequence": sizes}],
+        "kernels": 3,
+        "scratch_bytes": 0,
+        "activation_bytes": 0,
+        "weight_bytes": 0,
+        "has_step_loop": False,
+    }
+
+
+@pytest.mark.parametrize("package", ["tensorrt-rtx", "tensorrt"])
+def test_a_bundle_with_engines_requires_the_package_that_reads_them(tmp_path: Path, package: str) -> None:
+    artifact = write_small(tmp_path / "small", engines=[engine_entry(package)])
+    replace_file(artifact, "model.engine", b"engine")
+    write_bundle(artifact, tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive, zipfile.ZipFile(archive.open(wheel_name())) as wheel:
+        (metadata,) = (wheel.read(n).decode() for n in wheel.namelist() if n.endswith("METADATA"))
+        assert archive.read("artifact/model.engine") == b"engine"
+        assert (
+            f"load(Path(__file__).parent / \"artifact\", providers=['{package}'])"
+            in archive.read("example.py").decode()
+        )
+        readme = archive.read("README.md").decode()
+    required = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if "Requires-Dist" in line]
+    assert required == [NUMPY, f"{package}==1.7.1", CUDA]
+    gpus = "sm 89, 120" if package == "tensorrt-rtx" else "the GPU it was built on"
+    assert f"- artifact/model.engine, {gpus}" in readme and f"{NUMPY}, {package}==1.7.1, {CUDA} only" in readme
+    with pytest.raises(UsageError, match="--gpu is about onnxruntime, and this artifact has engines"):
+        write_bundle(artifact, tmp_path / "b.zip", gpu=True)
 
 
 def test_every_import_of_the_wheel_is_in_it_or_in_what_it_requires(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import seqc
+from seqc.cli.console import Progress
 from seqc.cli.inputs import Dimension, parse_dynamic, parse_input
 from seqc.cli.main import run
 from seqc.cli.providers import parse_provider
@@ -352,3 +354,18 @@ def test_providers_are_read_with_their_options(text: str, provider: Any) -> None
 def test_malformed_providers_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="each key once"):
         parse_provider(text)
+
+
+def test_where_nothing_moves_a_line_says_that_the_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("seqc.cli.console._ALIVE_SECONDS", 0.05)
+    with Progress("compiling it") as progress:
+        time.sleep(0.12)
+        progress("model.engine: parse", 7, 0.1)
+        time.sleep(0.12)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("compiling it: running for 0 s  (total 0.") and "model.engine: parse" in said[2]
+    assert said[3].startswith("after model.engine: parse: running for 0 s")
+    time.sleep(0.12)
+    assert capsys.readouterr().err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,23 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from google.protobuf import text_format
 from torch import nn
 from torch.nn import functional as F
+from tritonclient.grpc import model_config_pb2 as pb
 
 import seqc
 from seqc.artifact import write_artifact
 from seqc.cli.main import run
 from seqc.deploy.triton_check import check, graph_tensors, parse
-from seqc.deploy.triton_config import Serving, model_config
+from seqc.deploy.triton_config import model_config
 from seqc.deploy.triton_repository import write_repository
+from seqc.deploy.triton_serving import Serving
 from seqc.deploy.triton_trials import check_served
 from seqc.errors import ArtifactError, MissingExtraError, UnsupportedModelError, UsageError
 from seqc.runtime import load
 from seqc.runtime.manifest import parse as parse_manifest
-from tests.helpers.artifacts import edit_manifest, small_inputs, small_manifest, write_small
+from tests.helpers.artifacts import edit_manifest, replace_file, small_inputs, small_manifest, write_small
 from tests.helpers.triton import Server
 
 ALONE = Serving("model", max_batch=0, capacity=8)
@@ -285,6 +289,83 @@ def test_states_that_triton_would_swap_are_found() -> None:
     outputs = {"y": ("TYPE_FP32", (-1, -1)), "c_next": inputs["c"], "c_len_next": inputs["c"]}
     with pytest.raises(ArtifactError, match="would pass 'c_len_next' on to 'c' instead of 'c_next'"):
         check(config, {}, inputs, outputs)
+
+
+def with_engine(artifact: Path, to: Path, package: str = "tensorrt", **profile: tuple[int, int, int]) -> Path:
+    """A copy of the artifact with bytes in place of an engine: what is tested is how it is served, not that it runs."""
+    shutil.copytree(artifact, to)
+    ranges = {"batch": (1, 2, 8), "sequence": (1, 9, 64), **profile}
+    entry = {
+        "file": "model.engine",
+        "package": package,
+        "version": "10.13",
+        "sm": [],
+        "profiles": [{name: dict(zip(("min", "opt", "max"), sizes, strict=True)) for name, sizes in ranges.items()}],
+        **dict.fromkeys(("kernels", "scratch_bytes", "activation_bytes", "weight_bytes"), 0),
+        "has_step_loop": False,
+    }
+    edit_manifest(to, lambda manifest: manifest.update(engines=[entry]))
+    replace_file(to, "model.engine", b"an engine")
+    return to
+
+
+def test_an_engine_of_tensorrt_is_served_by_its_backend_with_implicit_states(running: Path, tmp_path: Path) -> None:
+    artifact = with_engine(running, tmp_path / "made")
+    folder = write_repository(artifact, tmp_path / "repo", Serving("model", max_batch=0))
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert (config.backend, config.platform, config.default_model_filename) == (
+        "tensorrt",
+        "tensorrt_plan",
+        "model.plan",
+    )
+    assert (folder / "1" / "model.plan").read_bytes() == b"an engine"
+    assert [path.name for path in (folder / "1").iterdir()] == ["model.plan"]
+    names = {s.port.name: s.following for s in load(running).states}
+    assert {s.input_name: s.output_name for s in config.sequence_batching.state} == names
+    assert all(s.initial_state[0].WhichOneof("state_data") for s in config.sequence_batching.state)
+    readme = (folder / "README.md").read_text()
+    assert "for Triton's TensorRT backend" in readme and "built by tensorrt 10.13, and the server's must be" in readme
+    assert "It takes batch 1 to 8, sequence 1 to 64; other sizes fail." in readme
+
+
+def test_an_engine_of_whole_sequences_is_batched_up_to_what_it_takes(tmp_path: Path) -> None:
+    artifact = with_engine(write_small(tmp_path / "small"), tmp_path / "made")
+    with pytest.raises(UsageError, match=r"--max-batch is 9, and model.engine was built for 8 rows at most"):
+        write_repository(artifact, tmp_path / "repo", Serving("model", max_batch=9))
+    folder = write_repository(artifact, tmp_path / "repo", Serving("model"))
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert config.platform == "tensorrt_plan" and config.HasField("dynamic_batching")
+
+
+def test_engines_that_triton_cannot_serve_are_refused_with_what_to_do(
+    running: Path, attention: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rtx = with_engine(running, tmp_path / "rtx", "tensorrt-rtx")
+    assert run(["triton", str(rtx), "-o", str(tmp_path / "repo")]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.engine is an engine of tensorrt-rtx, and Triton's backend loads those of tensorrt only" in line
+    assert line.endswith("--onnx serves its ONNX model, which Triton's ONNX Runtime backend runs")
+    assert run(["triton", str(rtx), "-o", str(tmp_path / "repo"), "--onnx"]) == 0
+    assert Server(tmp_path / "repo" / "rtx").config.platform == "onnxruntime_onnx"
+    for artifact, serving, said in (
+        (
+            with_engine(running, tmp_path / "a"),
+            Serving("m"),
+            "rows inside, and an engine stays as it was built: --max-b",
+        ),
+        (
+            with_engine(attention, tmp_path / "b"),
+            Serving("m", max_batch=0, capacity=9),
+            "grows with the steps, and behind",
+        ),
+        (
+            with_engine(running, tmp_path / "c", sequence=(2, 9, 64)),
+            Serving("m", max_batch=0),
+            r"takes 2 of sequence at least, .*profile.sequence=1,9,64",
+        ),
+    ):
+        with pytest.raises(UnsupportedModelError, match=said):
+            write_repository(artifact, tmp_path / "repo", serving)
 
 
 def test_a_damaged_artifact_is_refused_and_nothing_is_left(tmp_path: Path) -> None:

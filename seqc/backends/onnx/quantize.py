@@ -1,8 +1,8 @@
-"""Weights of matrix products in int8 or int4: they are made floats again, by DequantizeLinear, where they are read."""
+"""Weights of products and convolutions in int8 or int4: made floats again, by DequantizeLinear, where they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ Array = np.ndarray[Any, Any]
 INT4_OPSET = 21
 """The first opset with int4 and with scales of blocks."""
 
+_QUANTIZED = ".quantized"
 _BLOCKS = (128, 64, 32, 16)
 _LEAST = 16
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -34,6 +35,8 @@ class Quantized:
 def quantize(model: ir.Model, bits: str) -> tuple[ir.Model, Quantized]:
     """A copy of ``model`` with its matrices in ``bits`` (``int8`` or ``int4``), rounded to nearest, symmetric around 0.
 
+    In int8 the kernels of convolutions are matrices too: what is summed into an output channel is a row.
+
     int8: one scale, max|w| / 127, for each output channel. int4: max|w| / 7 for each block of 128 weights (fewer where 128 does
     not divide the inner size) that are summed into one output. Scales have the type of the weight.
     """
@@ -44,7 +47,7 @@ def quantize(model: ir.Model, bits: str) -> tuple[ir.Model, Quantized]:
         kind = ir.DataType.INT8 if bits == "int8" else ir.DataType.INT4
         parts = [
             ir.Value(name=f"{name}.{part}", const_value=ir.tensor(array, dtype=dtype, name=f"{name}.{part}"))
-            for part, array, dtype in (("quantized", q, kind), ("scale", scale, value.dtype))
+            for part, array, dtype in ((_QUANTIZED[1:], q, kind), ("scale", scale, value.dtype))
         ]
         for part in parts:
             assert part.const_value is not None, "given above"
@@ -65,8 +68,7 @@ def dequantized(model: ir.Model, bits: str) -> ir.Model:
 
     def rounded(weight: _Weight, q: Array, scale: Array, attributes: dict[str, int]) -> ir.Value:
         value = weight.value
-        spread = np.expand_dims(scale, attributes["axis"] ^ 1) if bits == "int8" else _spread(q, scale, attributes)
-        array = (q.astype(np.float32) * spread.astype(np.float32)).astype(scale.dtype)
+        array = _floats(q, _spread(q, scale, attributes))
         name = f"{value.name}.dequantized"
         made = ir.Value(name=name, const_value=ir.tensor(array, dtype=value.dtype, name=name))
         made.type, made.shape = value.type, value.shape
@@ -77,12 +79,38 @@ def dequantized(model: ir.Model, bits: str) -> ir.Model:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A matrix of a quantised model by the ``name`` that it had: its ``values`` as floats, and the ``unit`` of each."""
+
+    name: str
+    values: Array
+    unit: Array
+
+
+def stored_matrices(model: ir.Model) -> Iterator[Stored]:
+    """The matrices that :func:`quantize` put into ``model``."""
+    for node in filter(dequantizes, model.graph.all_nodes()):
+        named = [v for v in node.inputs if v is not None and v.const_value is not None]
+        q, scale = (v.const_value.numpy() for v in named if v.const_value is not None)
+        spread = _spread(q, scale, {name: a.as_int() for name, a in node.attributes.items()})
+        yield Stored((named[0].name or "").removesuffix(_QUANTIZED), _floats(q, spread), spread)
+
+
+def dequantizes(node: ir.Node) -> bool:
+    """Whether ``node`` makes floats of a matrix that :func:`quantize` stored."""
+    given = [value.name or "" for value in node.inputs if value is not None and value.const_value is not None]
+    return node.op_type == "DequantizeLinear" and len(given) == 2 and given[0].endswith(_QUANTIZED)
+
+
+@dataclass(frozen=True)
 class _Weight:
     graph: ir.Graph
     value: ir.Value
     readers: tuple[ir.Node, ...]
-    summed: int
-    """The axis along which products are summed."""
+
+
+_Parts = tuple[Array, Array, dict[str, int]]
+"""Whole numbers, scales, and the attributes of DequantizeLinear that go with them."""
 
 
 def _rewritten(
@@ -91,33 +119,57 @@ def _rewritten(
     result, told = model.clone(), Quantized()
     graph = result.graph
     for name, value in list(graph.initializers.items()):
-        if value.dtype not in _FLOATS or value.const_value is None or value.shape is None or len(value.shape) != 2:
+        if value.dtype not in _FLOATS or value.const_value is None or value.shape is None:
             continue
         readers = tuple(dict.fromkeys(use.node for use in value.uses()))
-        summed = _summed_axis(value)
-        if summed is None:
-            if any(node.op_type in ("MatMul", "Gemm", "Transpose") for node in readers):
-                told.stayed[name] = f"is read by {', '.join(sorted({n.op_type for n in readers}))}"
-            continue
         array = value.const_value.numpy()
-        block = next((b for b in _BLOCKS if array.shape[summed] % b == 0), None)
-        if min(array.shape) < _LEAST:
-            told.stayed[name] = f"has {' x '.join(map(str, array.shape))} numbers only"
+        if array.ndim == 2:
+            found = _matrix(value, array, bits)
+        elif array.ndim > 2 and all(use.node.op_type == "Conv" and use.idx == 1 for use in value.uses()):
+            found = _kernel(array, bits)
+        else:
             continue
-        if bits == "int4" and block is None:
-            told.stayed[name] = f"sums over {array.shape[summed]}, which is no multiple of {_BLOCKS[-1]}"
+        if isinstance(found, str):
+            if found:
+                told.stayed[name] = found
             continue
-        size = array.shape[summed] if bits == "int8" or block is None else block
-        q, scale = _rounded(array, summed, size, _LARGEST[bits])
-        attributes = {"axis": summed ^ 1} if bits == "int8" else {"axis": summed, "block_size": size}
-        scale = scale.squeeze(summed) if bits == "int8" else scale
-        made = write(_Weight(graph, value, readers, summed), q, scale, attributes)
+        q, scale, attributes = found
+        made = write(_Weight(graph, value, readers), q, scale, attributes)
         ir.convenience.replace_all_uses_with(value, made)
         del graph.initializers[name]
         told.count += 1
         told.bytes_before += array.nbytes
         told.bytes_after += (q.size if bits == "int8" else q.size // 2) + scale.nbytes
     return result, told
+
+
+def _matrix(value: ir.Value, array: Array, bits: str) -> _Parts | str:
+    """The parts of a matrix; or why it stays, empty where none would expect otherwise."""
+    summed = _summed_axis(value)
+    if summed is None:
+        readers = sorted({use.node.op_type for use in value.uses()})
+        return f"is read by {', '.join(readers)}" if {"MatMul", "Gemm", "Transpose"} & set(readers) else ""
+    block = next((b for b in _BLOCKS if array.shape[summed] % b == 0), None)
+    if min(array.shape) < _LEAST:
+        return f"has {' x '.join(map(str, array.shape))} numbers only"
+    if bits == "int4" and block is None:
+        return f"sums over {array.shape[summed]}, which is no multiple of {_BLOCKS[-1]}"
+    size = array.shape[summed] if bits == "int8" or block is None else block
+    q, scale = _rounded(array, summed, size, _LARGEST[bits])
+    if bits == "int8":
+        return q, scale.squeeze(summed), {"axis": summed ^ 1}
+    return q, scale, {"axis": summed, "block_size": size}
+
+
+def _kernel(array: Array, bits: str) -> _Parts | str:
+    """The parts of a convolution's kernel [output channels, ...]; or why it stays."""
+    if bits != "int8":
+        return "is the kernel of a convolution, for which there is int8 only"
+    rows = array.reshape(len(array), -1)
+    if rows.shape[1] < _LEAST:
+        return f"has {rows.shape[1]} numbers for an output channel only"
+    q, scale = _rounded(rows, 1, rows.shape[1], _LARGEST[bits])
+    return q.reshape(array.shape), scale.squeeze(1), {"axis": 0}
 
 
 def _summed_axis(value: ir.Value) -> int | None:
@@ -153,5 +205,12 @@ def _rounded(array: Array, summed: int, size: int, largest: int) -> tuple[Array,
     return q.astype(np.int8 if largest == _LARGEST["int8"] else ml_dtypes.int4), scale.squeeze(summed + 1)
 
 
-def _spread(q: Array, scale: Array, attributes: dict[str, int]) -> Array:
-    return np.repeat(scale, attributes["block_size"], attributes["axis"])
+def _spread(q: Array, scale: Array, attributes: Mapping[str, int]) -> Array:
+    """The scale of each number, of a shape that goes with that of ``q``."""
+    axis, size = attributes["axis"], attributes.get("block_size", 0)
+    return np.repeat(scale, size, axis) if size else scale.reshape([-1 if a == axis else 1 for a in range(q.ndim)])
+
+
+def _floats(q: Array, spread: Array) -> Array:
+    """What DequantizeLinear makes of ``q``."""
+    return (q.astype(np.float32) * spread.astype(np.float32)).astype(spread.dtype)
