@@ -32,13 +32,13 @@ def by_length(
     which it is faster; and what is said of that one, empty where none does. Raises Refused as ``form`` does.
     """
     steps = named_args(node)[form.timed]
-    trip = steps.meta["val"].shape[form.axis]
+    trip = steps.meta["val"].shape[0]
     if isinstance(trip, int):
         others = {few: most for few, most in others.items() if trip <= most}
     if not others:
         return _written(form, emit, node), ""
     read = sorted({result_index(reader) for reader in node.users})
-    size = emit(aten.sym_size.int, steps, form.axis)
+    size = emit(aten.sym_size.int, steps, 0)
     mark = emit.mark()
     long = _written(form, emit, node)
     middle = emit.mark()

@@ -17,10 +17,6 @@ aten = torch.ops.aten
 MOST_TAPS = 32
 """Beyond, one Conv is less work to compile than a product for each tap."""
 
-# By tests.benchmarks.scans at 1536 channels: conv takes 2.4 times as long as contrib for 2 steps and 1.5 times for 8, about as
-# long for 30 to 100, and half as long or less from 192 on.
-FEW = 24
-
 
 def conv(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """One convolution; without a state the zeros are its padding, and the line is written for the final state only."""
@@ -96,9 +92,6 @@ LOWERINGS = (
         "conv",
         "one Conv padded in front; a single step is a product with the taps",
         conv,
-        short=lambda node: {"contrib": FEW},
-        timed="x",
-        axis=2,
     ),
     Lowering(
         "seqc::causal_conv",

@@ -7,11 +7,13 @@ With a chunk's inputs U and the state S in front of it, for chunks of Q steps:
 
 T, F and G are products with powers of A, which are squared in float64 and rounded once, so that poles close to the unit
 circle keep their digits; that happens at compile time where they are no larger than the weights, else when the runtime
-loads the model. There is no form that convolves with the kernel C A^l B over the whole length: measured in ONNX Runtime on
-a CPU (1024 channels; lengths 64, 512, 2048), one Conv with the kernel as a weight takes 8, 99 and 1498 ms, and DFT, product
-and inverse DFT padded to twice the length 12, 72 and 500 ms, without the initial and the final state; ``chunked``, with 32
-complex states a channel, takes 10, 15 and 43 ms with the initial one. Source: Gu et al., "Combining recurrent, convolutional, and continuous-time models with linear state space
+loads the model. Source: Gu et al., "Combining recurrent, convolutional, and continuous-time models with linear state space
 layers" (2021), section 3; the chunks are those of Dao and Gu, "Transformers are SSMs" (2024).
+
+There is no form that convolves with the kernel C A^l B over the whole length: measured in ONNX Runtime on a CPU (1024 channels;
+lengths 64, 512, 2048), one Conv with the kernel as a weight takes 8, 99 and 1498 ms, and DFT, product and inverse DFT padded to
+twice the length 12, 72 and 500 ms, without the initial and the final state; ``chunked``, with 32 complex states a channel,
+takes 10, 15 and 43 ms with the initial one.
 """
 
 from __future__ import annotations
@@ -91,18 +93,22 @@ def prefix(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     first = emit(aten.unsqueeze.default, system.turned(system.state), 0)
     added = system.per_chunk(chunks.added(emit, lines), blocks.count)
     states = emit(aten.cat.default, [first, added], 0)  # in front of each chunk, and behind the last
+    ends = any(reader.args[1] == 1 for reader in node.users)
+    if not ends:
+        states = emit(aten.slice.Tensor, states, 0, 0, blocks.count)
     distance = 1
-    while distance <= blocks.most:
+    while distance < blocks.most + ends:
         before = emit(aten.constant_pad_nd.default, states, _in_front(states, distance))
         before = emit(aten.slice.Tensor, before, 0, 0, -distance)
         kept = system.advanced(emit, system.factors(system.power(size * distance)), before)
         states = emit(aten.add.Tensor, kept, states)
         distance *= 2
-    entering = system.all_chunks(emit(aten.slice.Tensor, states, 0, 0, blocks.count), blocks.count)
+    starts = emit(aten.slice.Tensor, states, 0, 0, blocks.count) if ends else states
+    entering = system.all_chunks(starts, blocks.count)
     y = system.steps_of(chunks.out(emit, lines, entering), blocks.count, size)
     y = blocks.joined(y, emit(aten.select.int, u, 0, 0))
     final = system.state
-    if any(reader.args[1] == 1 for reader in node.users):
+    if ends:
         final = system.turned(_behind_all(system, chunks, u, states, size))
     return [emit(aten.flip.default, y, [0]) if system.reverse else y, final]
 

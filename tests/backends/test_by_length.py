@@ -83,19 +83,6 @@ def test_a_form_that_is_faster_at_any_length_is_tried_first() -> None:
     assert "linear_attention as contrib: " in reason and "but" not in reason and not choices(program)
 
 
-def test_a_causal_convolution_of_few_steps_is_the_fused_operator() -> None:
-    def call(x: torch.Tensor, weight: torch.Tensor, state: torch.Tensor) -> Tensors:
-        return tuple(ops.causal_conv(x, weight, None, state))
-
-    def make(length: int) -> Tensors:
-        return torch.randn(2, 3, length), torch.randn(3, 1, 4), torch.randn(2, 3, 3)
-
-    program = seqc.trace(Calls(call), make(5), [{2: "sequence"}, {}, {}])
-    (record,) = run_passes(program, [Lower(TARGETS["ort-cpu"])])
-    assert "causal_conv as conv: one Conv" in record.reasons[0] and ", but contrib for at most" in record.reasons[0]
-    equal_at_all_lengths(program, call, make)
-
-
 def test_a_softmax_scan_of_few_steps_is_one_loop() -> None:
     def call(score: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         heads = score.shape[1:]
