@@ -121,6 +121,8 @@ def _behind_all(system: System, chunks: Chunks, u: fx.Node, states: fx.Node, siz
     """
     emit = system.emit
     trip = trip_of(emit, u)
+    whole: Any
+    left: Any
     if isinstance(trip, int):
         whole, left = divmod(trip, size)
         done: Any = whole * size
