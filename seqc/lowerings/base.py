@@ -29,9 +29,9 @@ class Lowering:
     ``node`` stays as it is; it raises Refused where it would not be right or not run. ``why`` says what the form is, a
     function of the node where that depends on what the node computes. ``domains`` are the ONNX operator domains it needs
     besides the standard one: a target that lacks one is not offered it. ``opset`` is the first ONNX opset with the operators
-    it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "". ``short`` names forms that are
-    faster for at most ``most`` steps: the first that the target has is taken for those, chosen in the graph; ``timed`` is
-    the argument with time at axis 0.
+    it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "". ``short(node)`` gives forms that are
+    faster for few steps, each with how many that are (``math.inf``: it is faster at any length, 0: it is not): the first that
+    the target has is taken for those, chosen in the graph; ``timed`` is the argument with time at axis 0.
 
     A form that is read off what a loop's body happens to compute is compared with the loop before it is used: on random
     numbers in float64, over at least ``confirmed_over`` steps (None: not compared), to a relative error of ``agreement``.
@@ -44,8 +44,7 @@ class Lowering:
     domains: frozenset[str] = frozenset()
     opset: int = 18
     cpu_only: Callable[[fx.Node], str] = lambda node: ""
-    short: tuple[str, ...] = ()
-    most: int = 0
+    short: Callable[[fx.Node], dict[str, float]] = lambda node: {}
     timed: str = ""
     confirmed_over: int | None = None
     agreement: float = 1e-10

@@ -1,15 +1,15 @@
 """The choice between two forms by the number of steps, made in the graph: short sequences skip what long ones pay for.
 
 A form that prepares chunks, masks or layouts costs several times a step where there is only one. Measured on ONNX Runtime's
-CPU provider by ``python -m tests.benchmarks.scans --lengths 1``: ``chunked`` linear attention 2.5 to 2.8 times the best
-form, ``contrib`` softmax_scan 1.8. So such a form names those that are taken for few steps, and how many that is. Where the
-number is known when the model is compiled, only one form is written.
+CPU provider by ``python -m tests.benchmarks.scans --lengths 1``: ``chunked`` linear attention 2.6 times the best form,
+``contrib`` softmax_scan 1.4; the choice itself takes 8 µs. So such a form names those that are taken for few steps, and how
+many that is. Where the number is known when the model is compiled, only one form is written.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.fx as fx
@@ -26,28 +26,30 @@ aten = torch.ops.aten
 
 
 def by_length(
-    emit: Emitter, node: fx.Node, form: Lowering, others: Iterable[Lowering], weights: Iterable[fx.Node]
+    emit: Emitter, node: fx.Node, form: Lowering, others: Mapping[Lowering, int], weights: Iterable[fx.Node]
 ) -> tuple[list[fx.Node], str]:
-    """``form`` of ``node``, or for at most ``form.most`` steps the first of ``others`` that takes it; and that one's name,
-    empty where none does. Raises Refused as ``form`` does.
+    """``form`` of ``node``, or for few steps the first of ``others`` that takes it, each given with the number of steps up to
+    which it is faster; and what is said of that one, empty where none does. Raises Refused as ``form`` does.
     """
     steps = named_args(node)[form.timed]
     trip = steps.meta["val"].shape[0]
-    if isinstance(trip, int) and trip > form.most:
+    if isinstance(trip, int):
+        others = {few: most for few, most in others.items() if trip <= most}
+    if not others:
         return _written(form, emit, node), ""
     read = sorted({result_index(reader) for reader in node.users})
     size = emit(aten.sym_size.int, steps, 0)
     mark = emit.mark()
     long = _written(form, emit, node)
     middle = emit.mark()
-    for few in others:
+    for few, most in others.items():
         try:
             short = _written(few, emit, node)
         except Refused:
             emit.undo(middle)
             continue
         if isinstance(trip, int):
-            return short, few.name
+            return short, f"{few.name} for at most {most} steps"
         bodies = [
             _Body(emit.since(middle), [short[i] for i in read], weights),
             _Body(emit.since(mark)[: middle - mark], [long[i] for i in read], weights),
@@ -55,9 +57,9 @@ def by_length(
         operands = list(dict.fromkeys(n for body in bodies for n in body.operands))
         attrs = [body.attach(emit, operands) for body in bodies]
         values = tuple(long[i].meta["val"] for i in read)
-        call = emit.written(choose, (*attrs, size, form.most, tuple(operands)), values)
-        found = {i: emit(operator.getitem, call, at) for at, i in enumerate(read)}
-        return [found.get(i, steps) for i in range(len(long))], few.name  # nothing reads the others
+        call = emit.written(choose, (*attrs, size, most, tuple(operands)), values)
+        found = {i: emit(operator.getitem, call, at) for at, i in enumerate(read)}  # nothing reads the others
+        return [found.get(i, steps) for i in range(len(long))], f"{few.name} for at most {most} steps"
     return long, ""
 
 

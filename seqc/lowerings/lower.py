@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -64,12 +65,12 @@ class Lower:
                         "convert the model with .float() or .half()"
                     )
 
-    def _for_few(self, form: Lowering, forms: tuple[Lowering, ...]) -> list[Lowering]:
-        """The forms to try instead of ``form`` for few steps."""
+    def _faster(self, form: Lowering, node: fx.Node, forms: tuple[Lowering, ...]) -> dict[Lowering, float]:
+        """The forms that the target has and that are faster than ``form``, each with up to how many steps."""
         if self.target.avoids_loops:
-            return []
+            return {}
         named = {other.name: other for other in forms if other.domains <= set(self.target.domains)}
-        return [named[name] for name in form.short if name in named]
+        return {named[name]: most for name, most in form.short(node).items() if name in named and most > 0}
 
     @property
     def _caveat(self) -> str:
@@ -99,6 +100,9 @@ class Lower:
         self._check_dtype(node, f"{short} at {where}")
         if forced in WHERE_POSSIBLE:
             forms, forced = tuple(sorted(forms, key=lambda form: form.name != forced)), None
+        faster = {form: {} if forced is not None else self._faster(form, node, forms) for form in forms}
+        always = {form: [other for other, most in few.items() if most == math.inf] for form, few in faster.items()}
+        forms = tuple(dict.fromkeys(each for form in forms for each in (*always[form], form)))
         refusals = []
         weights = program.weight_nodes if emit.gm is program.graph_module else []
         for form in forms:
@@ -113,7 +117,7 @@ class Lower:
                     raise Refused(f"it needs opset {form.opset}, not {opset}")
                 if not self.target.on_cpu and (why := form.cpu_only(node)):
                     raise Refused(why)
-                others = [] if forced is not None else self._for_few(form, forms)
+                others = {other: int(most) for other, most in faster[form].items() if most != math.inf}
                 with emit.before(node):
                     results: list[fx.Node] | None
                     if others:
@@ -130,7 +134,7 @@ class Lower:
                 return False
             refused = f" ({'; '.join(refusals)})" if refusals else ""
             why = form.why if isinstance(form.why, str) else form.why(node)
-            short_ones = f", but {few} for at most {form.most} steps" if few else ""
+            short_ones = f", but {few}" if few else ""
             program.reasons.append(f"{where}: {short} as {form.name}: {why}{short_ones}{self._caveat}{refused}")
             if results is None:
                 return False

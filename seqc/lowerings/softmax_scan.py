@@ -156,8 +156,7 @@ LOWERINGS = (
         "the maxima in a loop, the sums by ONNX Runtime's fused operator LinearAttention",
         contrib,
         frozenset({"com.microsoft"}),
-        short=("sequential",),
-        most=SHORT,
+        short=lambda node: {"sequential": SHORT},
         timed="score",
     ),
     Lowering(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 import pytest
 import torch
 
 import seqc
 from seqc.backends.onnx import export
-from seqc.lowerings.chunked_attention import CHUNK
+from seqc.lowerings.chunked_attention import CHUNK, FEW, FEW_DELTA_STEPS, FEW_STEPS
 from seqc.lowerings.lower import Lower
 from seqc.memory import peak_activations
 from seqc.ops.choose import choice, is_choice
@@ -18,7 +20,7 @@ from seqc.program import Program
 from seqc.target import TARGETS
 from seqc.text import text
 from seqc.verify import verify
-from tests.backends.test_lowerings import CASES, Calls, lowered
+from tests.backends.test_lowerings import CASES, Calls, Inputs, Tensors, lowered
 from tests.helpers.onnx import assert_same, run, session
 
 LENGTHS = (1, 2, 3, 4, CHUNK - 1, CHUNK, CHUNK + 1, 257)
@@ -32,25 +34,53 @@ def nested(model: ir.Model) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "target", "form", "few"),
     [
-        ("linear_attention gated plain", "ort-cpu", "chunked", "contrib"),
-        ("linear_attention gated extreme", "onnx", "chunked", "sequential"),
-        ("linear_attention linear plain", "ort-cpu", "chunked", "contrib"),
-        ("linear_attention delta correlated keys", "onnx", "chunked_delta", "sequential"),
+        ("linear_attention gated extreme", "onnx", "chunked", FEW_STEPS),
+        ("linear_attention linear plain", "onnx", "chunked", FEW_STEPS),
+        ("linear_attention delta correlated keys", "onnx", "chunked_delta", FEW_DELTA_STEPS),
     ],
 )
-def test_a_chunked_form_leaves_short_sequences_to_another(name: str, target: str, form: str, few: str) -> None:
+def test_a_chunked_form_leaves_short_sequences_to_a_loop(name: str, target: str, form: str, few: int) -> None:
     program, (reason,) = lowered(name, target, "auto")
-    assert f"linear_attention as {form}: " in reason and f", but {few} for at most {CHUNK - 1} steps" in reason
+    assert f"linear_attention as {form}: " in reason and f", but sequential for at most {few} steps" in reason
+    _, function, make, _ = CASES[name]
+    equal_at_all_lengths(program, function, make)
+
+
+def equal_at_all_lengths(program: Program, function: Callable[..., Tensors], make: Inputs) -> None:
     verify(program)
     model = export(program)
     assert [node.op_type for node in model.graph].count("If") == 1
-    compiled, (_, function, make, _) = session(model), CASES[name]
+    compiled = session(model)
     for length in LENGTHS:
         torch.manual_seed(length)
         given = make(length)
         expected = [x.float() for x in function(*(x.double() for x in given))]
         assert_same(run(compiled, given), expected, 2e-5)
         assert_same([x.numpy() for x in program(*given)], expected, 2e-5)
+
+
+def shared_keys(length: int) -> Tensors:
+    """Of one head for two, with states of more than 64 x 64."""
+    q, k = torch.randn(2, length, 1, 1, 80)
+    return q, k / 9, torch.randn(length, 1, 2, 64), torch.randn(1, 2, 80, 64), -torch.rand(length, 1, 2, 1)
+
+
+def gated(*given: torch.Tensor) -> Tensors:
+    return tuple(ops.linear_attention(*given, None))
+
+
+def test_products_of_keys_that_heads_share_are_left_to_the_fused_operator_for_few_steps() -> None:
+    dims = [{0: "sequence"}] * 3 + [{}, {0: "sequence"}]
+    program = seqc.trace(Calls(gated), shared_keys(5), dims)
+    (record,) = run_passes(program, [Lower(TARGETS["ort-cpu"])])
+    (reason,) = record.reasons
+    assert "linear_attention as chunked: " in reason and f", but contrib for at most {FEW} steps" in reason
+    equal_at_all_lengths(program, gated, shared_keys)
+
+
+def test_a_form_that_is_faster_at_any_length_is_tried_first() -> None:
+    program, (reason,) = lowered("linear_attention gated plain", "ort-cpu", "auto")
+    assert "linear_attention as contrib: " in reason and "but" not in reason and not choices(program)
 
 
 def test_a_softmax_scan_of_few_steps_is_one_loop() -> None:
@@ -74,15 +104,14 @@ def test_a_softmax_scan_of_few_steps_is_one_loop() -> None:
         assert_same(run(compiled, given), call(*given), 2e-6)
 
 
-@pytest.mark.parametrize(("length", "form"), [(5, "LinearAttention"), (1, "LinearAttention"), (2 * CHUNK, "Scan")])
+@pytest.mark.parametrize(("length", "form"), [(5, "LinearAttention"), (1, "LinearAttention"), (2 * CHUNK + 3, "Scan")])
 def test_a_length_that_is_known_is_decided_at_compile_time(length: int, form: str) -> None:
-    _, function, make, _ = CASES["linear_attention gated plain"]
-    program = seqc.trace(Calls(function), make(length), [{1: "batch"}] * 3 + [{0: "batch"}] + [{1: "batch"}] * 2)
+    given = shared_keys(length)
+    program = seqc.trace(Calls(gated), given, [{}] * 5)
     run_passes(program, [Lower(TARGETS["ort-cpu"])])
     operators = nested(export(program))
     assert {"If", "LinearAttention", "Scan"} & set(operators) == {form}
-    given = make(length)
-    assert_same(run(session(export(program)), given), [x.float() for x in function(*(x.double() for x in given))], 2e-5)
+    assert_same(run(session(export(program)), given), [x.float() for x in gated(*(x.double() for x in given))], 2e-5)
 
 
 def test_a_single_step_is_written_without_a_loop() -> None:
@@ -99,24 +128,24 @@ def test_a_form_that_is_asked_for_is_taken_at_every_length() -> None:
     assert "but" not in reason and not choices(program)
 
 
-def test_a_form_for_few_steps_that_refuses_gives_way_to_the_next() -> None:
+def test_faster_forms_that_refuse_give_way_to_the_next() -> None:
     """contrib has no float64."""
     _, function, make, _ = CASES["linear_attention gated plain"]
     given = tuple(x.double() for x in make(5))
     program = seqc.trace(Calls(function), given, [{0: "sequence"}] * 3 + [{}] + [{0: "sequence"}] * 2)
     (record,) = run_passes(program, [Lower(TARGETS["ort-cpu"])])
-    assert "chunked: " in record.reasons[0] and f"but sequential for at most {CHUNK - 1} steps" in record.reasons[0]
+    assert "chunked: " in record.reasons[0] and f"but sequential for at most {FEW_STEPS} steps" in record.reasons[0]
     assert_same(run(session(export(program)), given), function(*given), 1e-12)
 
 
 def test_bodies_hold_no_weights_and_are_printed_and_counted() -> None:
-    program, _ = lowered("linear_attention gated plain", "ort-cpu", "auto")
+    program, _ = lowered("linear_attention gated plain", "onnx", "auto")
     (node,) = choices(program)
     chosen = choice(node)
     for body in chosen.bodies:
         assert not list(body.parameters()) and not list(body.buffers())
     printed = text(program)
-    assert "choose(%" in printed and f" <= {CHUNK - 1}) {{" in printed and "} else {" in printed
+    assert "choose(%" in printed and f" <= {FEW_STEPS}) {{" in printed and "} else {" in printed
     assert peak_activations(program, {"sequence": 1024, "batch": 1}).bytes > 0
     broken = program.copy()
     (node,) = choices(broken)

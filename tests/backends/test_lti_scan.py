@@ -76,7 +76,7 @@ def lowered(model: System, form: str, target: str = "onnx", trip: int | None = N
     ("name", "reverse"), [*((name, False) for name in SYSTEMS), ("complex", True), ("dense", True)]
 )
 def test_every_form_equals_the_reference(name: str, reverse: bool, form: str) -> None:
-    model = System(name, reverse, stateful=form != "prefix")
+    model = System(name, reverse)
     compiled = session(export(lowered(model, form)))
     for length in LENGTHS if name != "growing" else LENGTHS[:-1]:
         given = inputs(model, length)
@@ -102,13 +102,16 @@ def test_powers_are_those_of_float64_rounded_once() -> None:
 
 
 def test_a_target_that_avoids_loops_gets_the_form_without_them() -> None:
-    program = lowered(System("complex", stateful=False), "auto", "tensorrt")
+    program = lowered(System("complex"), "auto", "tensorrt")
     assert not any(node.op_type in ("Loop", "Scan") for node in export(program).graph.all_nodes())
 
 
-def test_the_form_without_loops_refuses_a_state_that_is_read() -> None:
-    with pytest.raises(UnsupportedOpError, match="the state behind the last step, which is read"):
-        lowered(System("complex"), "prefix")
+@pytest.mark.parametrize("trip", [1, 64, 70])
+def test_the_form_without_loops_gives_the_state_behind_a_fixed_number_of_steps(trip: int) -> None:
+    model = System("complex", reverse=True)
+    given = inputs(model, trip)
+    compiled = session(export(lowered(model, "prefix", trip=trip)))
+    assert_same(run(compiled, given), expected(model, given), 1e-5)
 
 
 def test_few_steps_are_walked() -> None:

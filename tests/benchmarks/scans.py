@@ -1,18 +1,25 @@
 """Every form of every scan op in ONNX Runtime, by length, against torch's loop over steps.
 
-``python -m tests.benchmarks.scans [--lengths 1 64 512 2048 8192] [--rounds 7] [--only NAME ...]``
+``python -m tests.benchmarks.scans [--lengths 1 64 512 2048 8192] [--rounds 7] [--only NAME ...] [--write README.md]``
 
-Batch 1, float32, two threads, all forms of a row interleaved in one process, medians. A cell holds milliseconds and, in
-brackets, how many times slower than the best form of the row it is. The first column is what seqc chooses, which may go
-by length; ``torch`` is the op as a loop in eager PyTorch, ``C++`` a fused loop compiled at run time (:mod:`fused`).
+Batch 1, float32, two threads, all forms of a row interleaved in one process, medians (:func:`timing.repeated`; one pool of
+threads for all sessions, so that none spins while another is timed). A cell holds milliseconds and, in brackets, how many
+times slower than the best form of the row it is. A star marks what seqc chooses; where that is the graph of one form at every
+length it is measured as that form, else it is a column of its own. ``torch`` is the op as a loop in eager PyTorch, ``C++`` a
+fused loop compiled at run time (:mod:`fused`).
+
+What is measured is kept in ``results/scans.json``, so that a table can be measured in parts. ``--write`` renders all of it to
+``results/scans.txt`` and in its place in the README; with ``--only`` and no name nothing is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime
@@ -29,11 +36,14 @@ from seqc.passes import FoldConstants
 from seqc.pipeline import run_passes
 from seqc.target import TARGETS
 from tests.benchmarks import fused
-from tests.benchmarks.timing import medians
+from tests.benchmarks.timing import repeated
 
 THREADS = 2
+RESULTS = Path(__file__).parent / "results" / "scans.json"
 TARGET = TARGETS["ort-cpu"]
 Tensors = tuple[torch.Tensor, ...]
+Table = dict[str, dict[str, dict[str, float]]]
+"""Seconds by case, length and column."""
 
 
 class Calls(nn.Module):
@@ -186,8 +196,8 @@ CASES = {
 }
 
 
-def compiled(case: Case, form: str | None) -> tuple[onnxruntime.InferenceSession, str] | None:
-    """A session of the case in ``form`` (None: the chosen one), with the name of the form; None where it refuses."""
+def written(case: Case, form: str | None) -> tuple[bytes, str] | None:
+    """The model of the case in ``form`` (None: the chosen one), with how it was written; None where that refuses."""
     sequence = torch.export.Dim("sequence", max=65536)  # some forms need a bound
     shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
     model = case.function if isinstance(case.function, nn.Module) else Calls(case.function)
@@ -196,12 +206,28 @@ def compiled(case: Case, form: str | None) -> tuple[onnxruntime.InferenceSession
         record, _ = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form}), FoldConstants()])
     except seqc.errors.UnsupportedOpError:
         return None
+    proto = ir.serde.serialize_model(export(program)).SerializeToString(deterministic=True)
+    name, _, why = record.reasons[0].split(" as ")[1].partition(": ")
+    few = why.rpartition(", but ")[2].split(" for at most ")[0] if ", but " in why else ""
+    return proto, f"{few} or {name}" if few else name
+
+
+def columns(case: Case) -> dict[str, onnxruntime.InferenceSession]:
+    """A session for each form that takes the case, and one for what is chosen where that is none of them."""
+    forms = {form: pair[0] for form in FORMS[case.op] if (pair := written(case, form)) is not None}
+    found = written(case, None)
+    assert found is not None
+    chosen, name = found
+    star = {f"{form}*": proto for form, proto in forms.items() if proto == chosen} or {f"{name}*": chosen}
+    rest = {form: proto for form, proto in forms.items() if proto != chosen}
+    return {form: _session(proto) for form, proto in {**star, **rest}.items()}
+
+
+def _session(proto: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.use_per_session_threads = False
     options.log_severity_level = 3
-    proto = ir.serde.serialize_model(export(program))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, record.reasons[0].split(" as ")[1].split(":")[0]
+    return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
 
 
 def row(case: Case, sessions: dict[str, onnxruntime.InferenceSession], length: int, rounds: int) -> dict[str, float]:
@@ -213,33 +239,59 @@ def row(case: Case, sessions: dict[str, onnxruntime.InferenceSession], length: i
     candidates["torch"] = lambda: case.function(*given)
     if case.fused is not None and fused.library() is not None:
         candidates["C++"] = lambda: case.fused(*given)
-    return medians(candidates, rounds)
+    return repeated(candidates, rounds)
+
+
+def ratios(times: dict[str, float]) -> dict[str, float]:
+    """How many times slower than the best form each column is."""
+    best = min(t for form, t in times.items() if form not in ("torch", "C++"))
+    return {form: t / best for form, t in times.items()}
+
+
+def render(table: Table) -> str:
+    lines, chosen = [], {}
+    for name in (name for name in CASES if name in table):
+        lines.append(name)
+        for length, times in sorted(table[name].items(), key=lambda item: int(item[0])):
+            slower = ratios(times)
+            cells = [f"{form} {1e3 * t:.3f} ms ({slower[form]:.2f}x)" for form, t in times.items()]
+            lines.append(f"  length {length:>5}: {'; '.join(cells)}")
+            chosen[name, length] = next(ratio for form, ratio in slower.items() if form.endswith("*"))
+    (name, length), worst = max(chosen.items(), key=lambda item: item[1])
+    lines.append(
+        f"what is chosen takes at most {worst:.2f} times as long as the best form in {len(chosen)} cells"
+        f" ({name}, length {length})"
+    )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 64, 512, 2048, 8192])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", default=list(CASES))
+    parser.add_argument("--only", nargs="*", default=list(CASES), metavar="NAME")
+    parser.add_argument("--dry", action="store_true", help="keep nothing of what is measured")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table where FILE has the last one")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
+    onnxruntime.set_global_thread_pool_sizes(THREADS, 1)
+    table: Table = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.dry else {}
     for name in options.only:
-        case = CASES[name]
-        found = {form: compiled(case, form) for form in FORMS[case.op]}
-        sessions = {form: pair[0] for form, pair in found.items() if pair is not None}
-        chosen = compiled(case, None)
-        assert chosen is not None
-        sessions = {f"chosen ({chosen[1]})": chosen[0], **sessions}
-        print(name)
+        sessions = columns(CASES[name])
+        table[name] = {}
         for length in options.lengths:
-            times = row(case, sessions, length, options.rounds)
-            best = min(times[form] for form in sessions)
-            cells = [f"{form} {1e3 * t:.3f} ms ({t / best:.2f}x)" for form, t in times.items()]
-            if case.fused is not None and fused.library() is None:
-                cells.append("C++ not compiled: no g++ here")
-            print(f"  length {length:5d}: {'; '.join(cells)}", flush=True)
+            table[name][str(length)] = row(CASES[name], sessions, length, options.rounds)
+        print(render({name: table[name]}), flush=True)
+        if not options.dry:
+            RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+    if options.write is not None:
+        shown = RESULTS.with_suffix(".txt")
+        text = options.write.read_text()
+        assert shown.read_text() in text, f"{options.write} does not show {shown}"
+        options.write.write_text(text.replace(shown.read_text(), render(table)))
+        shown.write_text(render(table))
 
 
 if __name__ == "__main__":
