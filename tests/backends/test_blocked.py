@@ -20,7 +20,7 @@ from seqc.target import TARGETS
 from tests.helpers.onnx import assert_same, run, session
 from tests.helpers.programs import loop_program
 
-LENGTHS = (1, 2, 15, 16, 17, 257)
+LENGTHS = (1, 2, 15, 16, 17, 257, 4096)
 Tensors = Sequence[torch.Tensor]
 Step = Callable[..., Tensors]
 

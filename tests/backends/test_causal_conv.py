@@ -19,7 +19,7 @@ from seqc.program import Program
 from seqc.target import TARGETS
 from tests.helpers.onnx import assert_same, checked, run, session
 
-LENGTHS = (1, 2, 3, 4, 5, 17, 257)
+LENGTHS = (1, 2, 3, 4, 5, 15, 16, 17, 257, 4096)
 B, D = 2, 6
 
 

@@ -19,7 +19,7 @@ from seqc.target import TARGETS
 from tests.helpers.onnx import assert_same, run, session
 
 ops = torch.ops.seqc
-LENGTHS = (1, 2, 15, 17, 257)
+LENGTHS = (1, 2, 15, 16, 17, 257, 4096)
 B, D, H = 2, 3, 4
 
 

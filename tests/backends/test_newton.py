@@ -20,7 +20,7 @@ from tests.helpers.programs import loop_program
 from tests.models.zoo import ALL
 
 D = 4
-LENGTHS = (1, 2, 15, 16, 17, 257)
+LENGTHS = (1, 2, 15, 16, 17, 257, 4096)
 Tensors = tuple[torch.Tensor, ...]
 Step = Callable[..., Tensors]
 
