@@ -25,6 +25,16 @@ Combine = Callable[[list[fx.Node], list[fx.Node]], list[fx.Node]]
 """``combine(earlier, later)``: of two stretches of steps, each told by the same number of values, what tells both."""
 
 
+def whole_blocks(emit: Emitter, trip: Any, size: int) -> tuple[Any, Any, Any]:
+    """(blocks, steps in them, those behind the last of ``trip``), ints or nodes as ``trip`` is: the last block is filled."""
+    if isinstance(trip, int):
+        count = -(-trip // size)
+        return count, count * size, count * size - trip
+    filled = emit(operator.floordiv, emit(operator.add, trip, size - 1), size)
+    whole = emit(operator.mul, filled, size)
+    return filled, whole, emit(operator.sub, whole, trip)
+
+
 class Blocks:
     """The blocks of ``steps`` [T, ...] and the scan over them. Raises Refused where T has no upper bound."""
 

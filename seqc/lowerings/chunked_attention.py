@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, Step, size_of, trip_of
+from seqc.lowerings.blocks import whole_blocks
 from seqc.lowerings.linear_attention import both_ways
 from seqc.program import named_args
 from seqc.write_loop import write_loop
@@ -77,15 +77,7 @@ def _in_a_loop(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     if dtype not in (torch.float32, torch.float64):
         raise Refused(f"sums over a chunk lose too much in {dtype}")
     trip = trip_of(emit, value)
-    count: Any
-    if isinstance(trip, int):
-        count = -(-trip // CHUNK)
-        whole: Any = count * CHUNK
-        missing: Any = whole - trip
-    else:
-        count = emit(operator.floordiv, emit(operator.add, trip, CHUNK - 1), CHUNK)
-        whole = emit(operator.mul, count, CHUNK)
-        missing = emit(operator.sub, whole, trip)
+    count, whole, missing = whole_blocks(emit, trip, CHUNK)
     rate = None if beta is None else emit(aten.unsqueeze.default, beta, -1)
     given = [x for x in (query, key, value, decay, rate) if x is not None]
     if missing != 0:

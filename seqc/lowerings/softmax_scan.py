@@ -11,6 +11,7 @@ from seqc.emit import Emitter
 from seqc.lowerings import linear_attention
 from seqc.lowerings.base import Lowering, Refused, size_of, trip_of
 from seqc.lowerings.blocks import BLOCK, Blocks
+from seqc.lowerings.maxima import maxima
 from seqc.lowerings.reverse import flipped
 from seqc.program import named_args
 from seqc.rewrite import result_index
@@ -109,24 +110,12 @@ def weights(emit: Emitter, before: fx.Node, score: fx.Node) -> tuple[fx.Node, fx
 
 @flipped(("score", "value", "decay"), walked=_STATES)
 def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
-    """The maxima in a loop of their own; known, they make a linear attention with one key of the rest."""
+    """The maxima by chunks; known, they make a linear attention with one key of the rest."""
     score, value, decay, top, numerator, denominator, _ = named_args(node).values()
     sizes, values = top.meta["val"].shape, numerator.meta["val"].shape
     if len(sizes) not in (2, 3) or sizes[-1] != 1 or values[-1] in (0, 1) or not same_shape(sizes[:-1], values[:-1]):
         raise Refused("it takes one score for each head of several values")
-    constant = decay is not None and decay.meta["val"].shape[0] == 1
-    fixed = [emit(aten.squeeze.dim, decay, 0)] if constant else []
-
-    def step(
-        inner: Emitter, carries: list[fx.Node], given: list[fx.Node], invariants: list[fx.Node]
-    ) -> tuple[list[fx.Node], list[fx.Node]]:
-        late = [*given[1:], *invariants]
-        before = inner(aten.add.Tensor, carries[0], late[0]) if late else carries[0]
-        following = inner(aten.maximum.default, before, given[0])
-        return [following], [before, following]
-
-    xs = [score, *([decay] if decay is not None and not constant else [])]
-    last, before, tops = write_loop(emit, step, trip_of(emit, score), [top], xs, fixed)
+    before, tops = maxima(emit, score, decay, top)
     finite = emit(aten.clamp_min.default, tops, torch.finfo(tops.meta["val"].dtype).min)
     kept = emit(aten.sub.Tensor, before, finite)
     key = emit(aten.exp.default, emit(aten.sub.Tensor, score, finite))
@@ -146,14 +135,14 @@ def contrib(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     u, w, u_last, w_last = (
         emit(aten.slice.Tensor, x, -1, *cut) for x in (sums, final) for cut in ((0, count), (count, count + 1))
     )
-    return [tops, u, w, last, u_last, w_last]
+    return [tops, u, w, emit(aten.select.int, tops, 0, -1), u_last, w_last]
 
 
 LOWERINGS = (
     Lowering(
         "seqc::softmax_scan",
         "contrib",
-        "the maxima in a loop, the sums by ONNX Runtime's fused operator LinearAttention",
+        "the maxima in a loop over chunks, the sums by ONNX Runtime's fused operator LinearAttention",
         contrib,
         frozenset({"com.microsoft"}),
         short=lambda node: {"sequential": SHORT},
