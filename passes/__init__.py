@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from seqc.passes.causal_conv import CausalConv
 from seqc.passes.classify_recurrence import ClassifyRecurrence
+from seqc.passes.fill_loops import FillLoops
 from seqc.passes.fold_constants import FoldConstants
 from seqc.passes.fold_lti import FoldLti
 from seqc.passes.fuse_discretization import FuseDiscretization
@@ -29,6 +30,7 @@ __all__ = [
     "DEFAULT",
     "CausalConv",
     "ClassifyRecurrence",
+    "FillLoops",
     "FoldConstants",
     "FoldLti",
     "FuseDiscretization",

@@ -34,6 +34,7 @@ from seqc.options import DTYPES, parse_options
 from seqc.passes import (
     BY_NAME,
     DEFAULT,
+    FillLoops,
     FoldConstants,
     GroupQueries,
     MakeStateful,
@@ -165,7 +166,7 @@ def compile(
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
     steps = [*before, *narrow, Lower(goal, forced, opset=version, settings=settings), *again]
     if goal.engines:
-        steps = [*steps, RepeatKeys()]
+        steps = [*steps, RepeatKeys(), FillLoops()]
     if stateful:
         # before it is decided what is kept: keys are, not their repetitions
         first = [step for step in steps if step.name == GroupQueries.name]

@@ -23,15 +23,18 @@ invariants, and the ONNX ``Scan`` operator with time as axis 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
 
 from seqc import _torch
 from seqc.ops.choose import choose
+
+if TYPE_CHECKING:
+    from seqc.program import Dim
 
 Body = Callable[..., Any]
 
@@ -173,6 +176,13 @@ def parts(node: fx.Node) -> Parts:
     assert isinstance(module, fx.GraphModule)
     reverse = bool(rest[0]) if rest else bool(node.kwargs.get("reverse", False))
     return Parts(node, module, trip, tuple(carries), tuple(xs), tuple(invariants), reverse)  # type: ignore[arg-type]
+
+
+def always_steps(dims: Iterable[Dim], loop: Parts) -> bool:
+    """Whether the trip count is proved to be at least 1 for all sizes in the ranges of ``dims``."""
+    trip = loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip
+    low = _torch.lower_bound(trip, {d.symbol: (d.min, d.max) for d in dims})
+    return low is not None and low >= 1
 
 
 def is_recurrence(node: fx.Node) -> bool:

@@ -299,6 +299,28 @@ def test_options_of_engines_are_refused_for_other_targets() -> None:
         seqc.compile(nn.Linear(4, 4), (X,), options={"sm": 89})
 
 
+def test_a_loop_that_may_have_no_step_is_built() -> None:
+    """In an ``If`` TensorRT builds none."""
+
+    class Chunks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h, out = torch.zeros(x.shape[0], 4), []
+            for i in range(0, x.shape[1], 4):
+                h = torch.tanh(0.5 * h + x[:, i : i + 4].sum(1))
+                out.append(h.unsqueeze(1) + x[:, i : i + 4])
+            return torch.cat(out, 1)
+
+    assert compiled(Chunks()).manifest["engines"][0]["has_step_loop"]
+
+
+def test_a_triangular_solve_of_any_length_is_built() -> None:
+    class Solves(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.solve_triangular(x @ x.transpose(1, 2), x, upper=False, unitriangular=True)
+
+    assert compiled(Solves()).manifest["engines"][0]["kernels"] > 0
+
+
 @pytest.mark.parametrize("length", [1, 16])
 def test_an_engine_can_be_for_one_row_and_one_length(length: int) -> None:
     only = ["sm=89", "profile.batch=1", f"profile.sequence={length}"]

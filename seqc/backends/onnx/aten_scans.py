@@ -109,8 +109,11 @@ def solve_triangular(self: Value, B: Value, *, upper: bool, left: bool = True, u
     batch = op.Concat(op.Shape(self, start=0, end=n - 2), ints(1, 1), axis=0)
     b = op.Expand(B, batch)
     b.dtype, b.shape = B.dtype, B.shape
-    size = op.Shape(self, start=n - 1)
-    eye = op.EyeLike(op.ConstantOfShape(op.Concat(size, size, axis=0), value=ir.tensor([0], dtype=self.dtype)))
+    size = op.Squeeze(op.Shape(self, start=n - 1), ints(0))
+    row = op.Range(op.Constant(value_int=0), size, op.Constant(value_int=1))
+    eye = op.Cast(
+        op.Equal(op.Unsqueeze(row, ints(1)), row), to=self.dtype
+    )  # TensorRT has no EyeLike of a size that varies
     eye.dtype, eye.shape = self.dtype, ir.Shape([self.shape[-1], self.shape[-1]])
     nothing = op.ConstantOfShape(op.Shape(b), value=ir.tensor([0], dtype=self.dtype))
     nothing.dtype, nothing.shape = b.dtype, b.shape

@@ -22,8 +22,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.backends.onnx.sizes import Sizes
-from seqc.ops.recurrence import Parts, is_branch, parts
-from seqc.program import Program
+from seqc.ops.recurrence import Parts, always_steps, is_branch, parts
 
 if TYPE_CHECKING:
     from seqc.backends.onnx.translate import Translator, Values
@@ -37,19 +36,12 @@ def lower(translator: Translator, node: fx.Node, graph: ir.Graph, values: Values
         graph.append(branch)
         return list(branch.outputs)
     scan = _scan(translator, loop, graph, values)
-    if always_steps(translator.program, loop):
+    if always_steps(translator.program.dims, loop):
         graph.append(scan)
         return list(scan.outputs)
     branch = _if_any(translator, loop, scan, graph, values)
     graph.append(branch)
     return list(branch.outputs)
-
-
-def always_steps(program: Program, loop: Parts) -> bool:
-    """Whether the trip count is proved to be at least 1 for all sizes in the dimensions' ranges."""
-    trip = loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip
-    low = _torch.lower_bound(trip, {d.symbol: (d.min, d.max) for d in program.dims})
-    return low is not None and low >= 1
 
 
 def _scan(translator: Translator, loop: Parts, graph: ir.Graph, values: Values) -> ir.Node:
