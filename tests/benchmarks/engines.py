@@ -1,7 +1,7 @@
 """TensorRT engines of seqc's models against those of torch.onnx's own export and of an ONNX Scan.
 
-``python -m tests.benchmarks.engines [--length 2048] [--longest 32768] [--limit 300] [--only NAME ...]``, with the extra
-``[rtx]`` installed; its builder needs no GPU.
+``python -m tests.benchmarks.engines [--length 2048] [--longest 32768] [--limit 600] [--only NAME ...] [--ways WAY ...]``,
+with the extra ``[rtx]`` installed; its builder needs no GPU.
 
 Models of the README's table, float32, batch 1, for compute capability 8.9: once at one length, once for all lengths up to the
 longest. ``ONNX Scan`` is seqc's model with its recurrences left as loops; torch.onnx exports at the length (loops unrolled), or
@@ -126,8 +126,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--longest", type=int, default=32768)
-    parser.add_argument("--limit", type=int, default=300, help="seconds for the export and the build of one engine")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for the export and the build of one engine")
     parser.add_argument("--only", nargs="+", default=list(NAMES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)  # the child: model, way, and a range
     options = parser.parse_args()
     if options.one:
@@ -141,7 +142,7 @@ def main() -> None:
     for name in options.only:
         for title, lengths in ((f"length {options.length}", fixed), (f"lengths to {options.longest}", free)):
             print(f"{name}, {title}")
-            for way in WAYS:
+            for way in options.ways:
                 child = ["--one", name, way, *map(str, (lengths.min, lengths.opt, lengths.max))]
                 print(f"  {way}: {told(_limited(child, options.limit))}", flush=True)
 

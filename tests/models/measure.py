@@ -1,4 +1,4 @@
-"""Measures one model of the zoo in a process of its own: ``python -m tests.models.measure NAME seqc|torch``.
+"""Measures one model of the zoo in a process of its own: ``python -m tests.models.measure NAME seqc|torch|engines``.
 
 Prints one line of JSON. A crash or a hang of either exporter then costs one row of the table and nothing else.
 """
@@ -48,7 +48,7 @@ def errors_by_length(zoo: ZooModel, run: Run) -> dict[str, float | str]:
             try:
                 error = relative_error(run(inputs), eager(source, inputs))
             except Exception as problem:
-                worst = _line(problem)
+                worst = first_line(problem)
                 break
             worst = max(worst, error)
         found[str(length)] = worst
@@ -63,9 +63,9 @@ def measure_seqc(zoo: ZooModel, folder: Path) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         compiled.save(folder / "artifact")
     except UnsupportedModelError as refusal:
-        return {"status": "refused", "detail": _line(refusal), "seconds": time.perf_counter() - start}
+        return {"status": "refused", "detail": first_line(refusal), "seconds": time.perf_counter() - start}
     except SeqcError as error:
-        return {"status": "error", "detail": _line(error), "seconds": time.perf_counter() - start}
+        return {"status": "error", "detail": first_line(error), "seconds": time.perf_counter() - start}
     session = seqc.runtime.load(folder / "artifact")
 
     def run(inputs: Inputs) -> list[Any]:
@@ -107,14 +107,14 @@ def measure_torch(zoo: ZooModel, folder: Path) -> dict[str, Any]:
         assert program is not None
         program.save(path)
     except Exception as error:
-        return {"status": "error", "detail": _line(error), "seconds": time.perf_counter() - start}
+        return {"status": "error", "detail": first_line(error), "seconds": time.perf_counter() - start}
     seconds = time.perf_counter() - start
     counts = op_counts(path)
     result = {"seconds": seconds, "nodes": sum(counts.values()), "scans": counts["Scan"], "loops": counts["Loop"]}
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
-        return {**result, "status": "error", "detail": f"ONNX Runtime refuses the model: {_line(error)}"}
+        return {**result, "status": "error", "detail": f"ONNX Runtime refuses the model: {first_line(error)}"}
     names = {i.name for i in session.get_inputs()}
 
     def run(values: Inputs) -> list[Any]:
@@ -142,7 +142,8 @@ def verdict(errors: dict[str, float | str], exported: str) -> str:
     return "right only at " + ", ".join(sorted(good, key=int))
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The name of an exception and the first line of its message; for torch.onnx, of what it wraps."""
     cause = error.__cause__ if type(error).__module__.startswith("torch.onnx") and error.__cause__ else error
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[0] if lines else ''}"[:400]
@@ -158,10 +159,12 @@ def parse(output: str) -> dict[str, Any] | None:
 
 
 def main() -> None:
+    from tests.models.measure_engines import measure_engines  # it reads this module
+
     name, which = sys.argv[1:]
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
-    measure = {"seqc": measure_seqc, "torch": measure_torch}[which]
+    measure = {"seqc": measure_seqc, "torch": measure_torch, "engines": measure_engines}[which]
     with tempfile.TemporaryDirectory() as folder:
         print(_MARK + json.dumps(measure(ALL[name], Path(folder))), flush=True)
 

@@ -1,6 +1,6 @@
-"""Measures every model of the zoo with seqc and with torch.onnx and renders the table of the README.
+"""Measures every model of the zoo with seqc, TensorRT's builder and torch.onnx, and renders the table of the README.
 
-``python -m tests.models.table [--only NAME ...] [--sides seqc torch] [--render] [--write README.md]``: each measurement
+``python -m tests.models.table [--only NAME ...] [--sides seqc engines torch] [--render] [--write README.md]``: each measurement
 is a process of its own, one after the other; results are kept in ``results.json`` beside this file, so that ``--only``
 and ``--sides`` replace a part of them and ``--render`` measures nothing.
 """
@@ -14,22 +14,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tests.models.measure import parse
+from tests.models.measure_engines import SMS, engine_cells
 
 RESULTS = Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
-_TIMEOUT = {"seqc": 900, "torch": 300}
+_TIMEOUT = {"seqc": 900, "engines": 1800, "torch": 300}
 _GROUPS = {
     "transformers": "From transformers",
     "pytorch": "Plain PyTorch",
     "refused": "Must be refused: no static graph computes these as written",
 }
 _HEAD = (
-    "| model | seqc | became | ONNX nodes | Scans | max error | compile s | torch.onnx.export | its nodes |",
-    "|---|---|---|--:|--:|--:|--:|---|--:|",
+    "| model | seqc | became | ONNX nodes | Scans | max error | compile s | engine | kernels | loop over steps? "
+    "| torch.onnx.export | its nodes |",
+    "|---|---|---|--:|--:|--:|--:|---|--:|---|---|--:|",
 )
 
 
@@ -54,7 +57,9 @@ def render(results: Mapping[str, Any]) -> str:
         f"Measured with {results['tools']}. Lengths {results['lengths']} (where the model itself takes them) at batch 1"
         " and 3, all from one compilation at length 7; error relative to the output's scale, against eager PyTorch. The"
         " dynamic dimensions of torch.onnx.export are torch.export.Dim objects; given as names (strings) or as"
-        " dynamic_axes, torch 2.13 raises an error for a loop over time instead of freezing its length.",
+        " dynamic_axes, torch 2.13 raises an error for a loop over time instead of freezing its length. Engines are built by"
+        f" {results.get('builder', '')} for compute capabilities {', '.join(f'{sm // 10}.{sm % 10}' for sm in SMS)} at"
+        " once, for lengths to 4096 and batch to 8; kernels: fp32 / fp16 where they differ; empty: not measured yet.",
         "",
     ]
     models = results["models"]
@@ -89,6 +94,7 @@ def _row(name: str, entry: Mapping[str, Any]) -> str:
         ours.get("scans", ""),
         _worst(ours),
         f"{ours['seconds']:.0f}" if "seconds" in ours else "",
+        *engine_cells(entry.get("engines", {})),
         _status(theirs),
         theirs.get("nodes", ""),
     ]
@@ -151,15 +157,17 @@ def _measure(results: dict[str, Any], only: list[str] | None, sides: list[str]) 
     from tests.models.zoo.base import LENGTHS
 
     results["tools"], results["lengths"] = _tools(), ", ".join(map(str, LENGTHS))
+    results["builder"] = f"tensorrt-rtx {version('tensorrt-rtx')}"
     known = results["models"]
     for name, zoo in ALL.items():
         if only is not None and name not in only:
             continue
         facts = {"group": zoo.group, "loops": zoo.loops, "note": zoo.note, "lengths": list(zoo.lengths)}
-        known[name] = {**known.get(name, {}), **facts, **{side: measured(name, side) for side in sides}}
+        now = [side for side in sides if side != "engines" or zoo.group != "refused"]
+        known[name] = {**known.get(name, {}), **facts, **{side: measured(name, side) for side in now}}
         results["models"] = {n: known[n] for n in ALL if n in known}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        print(name, {side: known[name][side] for side in sides}, file=sys.stderr, flush=True)
+        print(name, {side: known[name][side] for side in now}, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
