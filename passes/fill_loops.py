@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.fx as fx
 
-from seqc.emit import Emitter
-from seqc.lowerings.base import size_of
+from seqc.emit import Emitter, rewrite_nodes
+from seqc.lowerings.blocks import padded
 from seqc.ops.recurrence import always_steps, is_branch, is_recurrence, parts
 from seqc.program import Program
-from seqc.rewrite import remove_dead_code, result_index
+from seqc.rewrite import result_index
 from seqc.write_loop import write_recurrence
 
 aten = torch.ops.aten
@@ -36,24 +36,17 @@ class FillLoops:
     tolerance: ClassVar[float] = 0.0
 
     def __call__(self, program: Program) -> int:
-        changes = 0
-        for gm in program.graph_modules():
-            emit = Emitter(gm, program.fake_mode)
-            for node in list(gm.graph.nodes):
-                if is_recurrence(node) and not is_branch(node) and not always_steps(program.dims, parts(node)):
-                    _fill(emit, node)
-                    changes += 1
-        if changes:
-            remove_dead_code(program)
-        return changes
+        return rewrite_nodes(program, _filled)
 
 
-def _fill(emit: Emitter, node: fx.Node) -> None:
+def _filled(program: Program, emit: Emitter, node: fx.Node) -> bool:
+    if not is_recurrence(node) or is_branch(node) or always_steps(program.dims, parts(node)):
+        return False
     loop = parts(node)
     trip = loop.trip
     with emit.before(node):
         most = emit(torch.sym_max, trip, 1)
-        xs = [_filled(emit, x, most) for x in loop.xs]
+        xs = [emit(aten.slice.Tensor, padded(emit, x, 1), 0, 0, most) for x in loop.xs]
         new = write_recurrence(emit, loop.body, most, loop.carries, xs, loop.invariants, loop.reverse)
         found = [emit(operator.getitem, new, i) for i in range(len(new.meta["val"]))]
         any_step = emit(aten.gt.Scalar, emit(aten.full.default, [], trip, dtype=torch.int64), 0)
@@ -62,10 +55,4 @@ def _fill(emit: Emitter, node: fx.Node) -> None:
         results += [emit(aten.slice.Tensor, y, 0, 0, trip) for y in found[count:]]
     for reader in list(node.users):
         reader.replace_all_uses_with(results[result_index(reader)])
-
-
-def _filled(emit: Emitter, x: fx.Node, most: Any) -> fx.Node:
-    """``x`` [trip, ...] with a step of zeros behind, cut to ``most`` steps."""
-    sizes = [size_of(emit, x, axis) for axis in range(1, x.meta["val"].dim())]
-    step = emit(aten.full.default, [1, *sizes], 0, dtype=x.meta["val"].dtype)
-    return emit(aten.slice.Tensor, emit(aten.cat.default, [x, step], 0), 0, 0, most)
+    return True

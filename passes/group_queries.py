@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 import torch.fx as fx
 
-from seqc.emit import Emitter
+from seqc.emit import Emitter, rewrite_nodes
 from seqc.program import Program, named_args, place_of
-from seqc.rewrite import remove_dead_code, replace_node
+from seqc.rewrite import replace_node
 
 aten = torch.ops.aten
 
@@ -34,17 +34,12 @@ class GroupQueries:
     tolerance: ClassVar[float] = 1e-6
 
     def __call__(self, program: Program) -> int:
-        changes = 0
-        for gm in program.graph_modules():
-            emit = Emitter(gm, program.fake_mode)
-            for node in list(gm.graph.nodes):
-                changes += node.target is aten.scaled_dot_product_attention.default and _grouped(emit, node, program)
-        if changes:
-            remove_dead_code(program)
-        return changes
+        return rewrite_nodes(program, _grouped)
 
 
-def _grouped(emit: Emitter, node: fx.Node, program: Program) -> bool:
+def _grouped(program: Program, emit: Emitter, node: fx.Node) -> bool:
+    if node.target is not aten.scaled_dot_product_attention.default:
+        return False
     arg = named_args(node)
     repeated = [_repeated(arg[name]) for name in ("key", "value")]
     if arg["enable_gqa"] or arg["query"].meta["val"].dim() != 4 or None in repeated:

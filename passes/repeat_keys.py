@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
-from seqc.emit import Emitter
+from seqc.emit import Emitter, rewrite_nodes
 from seqc.lowerings.base import size_of
 from seqc.program import Program, named_args, place_of
-from seqc.rewrite import remove_dead_code, replace_node
+from seqc.rewrite import replace_node
 
 aten = torch.ops.aten
 
@@ -34,17 +34,12 @@ class RepeatKeys:
     tolerance: ClassVar[float] = 1e-6
 
     def __call__(self, program: Program) -> int:
-        changes = 0
-        for gm in program.graph_modules():
-            emit = Emitter(gm, program.fake_mode)
-            for node in list(gm.graph.nodes):
-                changes += node.target is aten.scaled_dot_product_attention.default and _repeated(emit, node, program)
-        if changes:
-            remove_dead_code(program)
-        return changes
+        return rewrite_nodes(program, _repeated)
 
 
-def _repeated(emit: Emitter, node: fx.Node, program: Program) -> bool:
+def _repeated(program: Program, emit: Emitter, node: fx.Node) -> bool:
+    if node.target is not aten.scaled_dot_product_attention.default:
+        return False
     arg = named_args(node)
     query, key = arg["query"].meta["val"], arg["key"].meta["val"]
     if not arg["enable_gqa"] or query.dtype not in (torch.float16, torch.bfloat16) or query.shape[-2] == 1:

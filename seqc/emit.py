@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ import torch.fx as fx
 from torch.utils import _pytree as pytree
 
 from seqc import _torch
-from seqc.rewrite import copy_meta
+from seqc.program import Program
+from seqc.rewrite import copy_meta, remove_dead_code
 
 
 def value_of(arg: Any) -> Any:
@@ -86,3 +87,14 @@ class Emitter:
         for node in reversed(self._written[mark:]):
             self.graph.erase_node(node)
         del self._written[mark:]
+
+
+def rewrite_nodes(program: Program, rule: Callable[[Program, Emitter, fx.Node], bool]) -> int:
+    """How many nodes of all graphs ``rule(program, emit, node)`` replaced; what is unread since then is removed."""
+    changes = 0
+    for gm in program.graph_modules():
+        emit = Emitter(gm, program.fake_mode)
+        changes += sum(rule(program, emit, node) for node in list(gm.graph.nodes))
+    if changes:
+        remove_dead_code(program)
+    return changes

@@ -42,8 +42,8 @@ def onnx_registry(opset: int) -> Any:
 
 @contextlib.contextmanager
 def quiet_onnx() -> Iterator[None]:
-    """Hide torch.onnx's warnings about its own metadata and attributes, and about packages that are not installed."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    """Hide torch.onnx's warnings on its own metadata and packages not installed, and the optimiser's on what it left alone."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -25,14 +25,27 @@ Combine = Callable[[list[fx.Node], list[fx.Node]], list[fx.Node]]
 """``combine(earlier, later)``: of two stretches of steps, each told by the same number of values, what tells both."""
 
 
+def blocks_of(emit: Emitter, trip: Any, size: int) -> Any:
+    """The number of blocks of ``size`` that hold ``trip`` steps, an int or a node as ``trip`` is."""
+    if isinstance(trip, int):
+        return -(-trip // size)
+    return emit(operator.floordiv, emit(operator.add, trip, size - 1), size)
+
+
 def whole_blocks(emit: Emitter, trip: Any, size: int) -> tuple[Any, Any, Any]:
     """(blocks, steps in them, those behind the last of ``trip``), ints or nodes as ``trip`` is: the last block is filled."""
+    count = blocks_of(emit, trip, size)
     if isinstance(trip, int):
-        count = -(-trip // size)
         return count, count * size, count * size - trip
-    filled = emit(operator.floordiv, emit(operator.add, trip, size - 1), size)
-    whole = emit(operator.mul, filled, size)
-    return filled, whole, emit(operator.sub, whole, trip)
+    whole = emit(operator.mul, count, size)
+    return count, whole, emit(operator.sub, whole, trip)
+
+
+def padded(emit: Emitter, x: fx.Node, count: Any, fill: float = 0.0) -> fx.Node:
+    """``x`` [T, ...] with ``count`` steps of ``fill`` behind."""
+    rest = [size_of(emit, x, axis) for axis in range(1, x.meta["val"].dim())]
+    padding = emit(aten.full.default, [count, *rest], fill, dtype=x.meta["val"].dtype)
+    return emit(aten.cat.default, [x, padding], 0)
 
 
 class Blocks:
@@ -45,10 +58,7 @@ class Blocks:
         self.emit, self.reverse, self.size = emit, reverse, size
         self.most = -(-most // size)
         self.trip = trip_of(emit, steps)
-        if isinstance(self.trip, int):
-            self.count: Any = self.most
-        else:
-            self.count = emit(operator.floordiv, emit(operator.add, self.trip, size - 1), size)
+        self.count = blocks_of(emit, self.trip, size)
 
     @property
     def order(self) -> range:
@@ -60,9 +70,8 @@ class Blocks:
         emit = self.emit
         rest = [size_of(emit, x, axis) for axis in range(1, x.meta["val"].dim())]
         whole = self.count * self.size if isinstance(self.count, int) else emit(operator.mul, self.count, self.size)
-        padding = emit(aten.full.default, [self.size - 1, *rest], fill, dtype=x.meta["val"].dtype)
-        padded = emit(aten.slice.Tensor, emit(aten.cat.default, [x, padding], 0), 0, 0, whole)
-        return emit(aten.reshape.default, padded, [self.count, self.size, *rest])
+        filled = emit(aten.slice.Tensor, padded(emit, x, self.size - 1, fill), 0, 0, whole)
+        return emit(aten.reshape.default, filled, [self.count, self.size, *rest])
 
     def joined(self, x: fx.Node, like: fx.Node) -> fx.Node:
         """[count, size, ...] as [T, ...], where the rest is that of ``like``."""

@@ -1,9 +1,9 @@
 """The choice between two forms by the number of steps, made in the graph: short sequences skip what long ones pay for.
 
-A form that prepares chunks, masks or layouts costs several times a step where there is only one. Measured on ONNX Runtime's
-CPU provider by ``python -m tests.benchmarks.scans --lengths 1``: ``chunked`` linear attention 2.6 times the best form,
-``contrib`` softmax_scan 1.4; the choice itself takes 8 µs. So such a form names those that are taken for few steps, and how
-many that is. Where the number is known when the model is compiled, only one form is written.
+A form that prepares chunks, masks or layouts costs several times a step where there is only one: on ONNX Runtime's CPU
+provider ``chunked`` linear attention 2.6 times the best form (``python -m tests.benchmarks.scans --lengths 1``); the choice
+itself takes 8 µs. So such a form names those that are taken for few steps, and how many that is. Where the number is known
+when the model is compiled, only one form is written.
 """
 
 from __future__ import annotations

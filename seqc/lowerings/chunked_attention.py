@@ -25,7 +25,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, Step, size_of, trip_of
-from seqc.lowerings.blocks import whole_blocks
+from seqc.lowerings.blocks import padded, whole_blocks
 from seqc.lowerings.linear_attention import both_ways
 from seqc.program import named_args
 from seqc.write_loop import write_loop
@@ -81,20 +81,13 @@ def _in_a_loop(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     rate = None if beta is None else emit(aten.unsqueeze.default, beta, -1)
     given = [x for x in (query, key, value, decay, rate) if x is not None]
     if missing != 0:
-        given = [_behind(emit, x, missing) for x in given]
+        given = [padded(emit, x, missing) for x in given]
     xs = [chunks(emit, x, count) for x in given]
     body = _chunk(decay is not None, beta is not None)
     final, out = write_loop(emit, body, count, [state], xs, masks(emit, dtype, delta=beta is not None))
     sizes = [size_of(emit, value, axis) for axis in (1, 2, 3)]
     out = emit(aten.reshape.default, emit(aten.permute.default, out, [0, 3, 1, 2, 4]), [whole, *sizes])
     return [out if missing == 0 else emit(aten.slice.Tensor, out, 0, 0, trip), final]
-
-
-def _behind(emit: Emitter, x: fx.Node, count: Any) -> fx.Node:
-    """``x`` [T, ...] with ``count`` zeros behind."""
-    rest = [size_of(emit, x, axis) for axis in range(1, x.meta["val"].dim())]
-    zeros = emit(aten.full.default, [count, *rest], 0.0, dtype=x.meta["val"].dtype)
-    return emit(aten.cat.default, [x, zeros], 0)
 
 
 def chunks(emit: Emitter, x: fx.Node, count: Any) -> fx.Node:

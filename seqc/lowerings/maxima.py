@@ -13,7 +13,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.lowerings.base import size_of, trip_of
-from seqc.lowerings.blocks import whole_blocks
+from seqc.lowerings.blocks import padded, whole_blocks
 from seqc.write_loop import write_loop
 
 aten = torch.ops.aten
@@ -26,14 +26,13 @@ def maxima(emit: Emitter, score: fx.Node, decay: fx.Node | None, top: fx.Node) -
 
     ``decay`` is [T, ...], or [1, ...] and the same at every step; ``top`` [...] what there was before the first.
     """
-    count, whole, missing = whole_blocks(emit, trip_of(emit, score), CHUNK)
+    trip = trip_of(emit, score)
+    count, whole, missing = whole_blocks(emit, trip, CHUNK)
     rest = [size_of(emit, score, axis) for axis in range(1, score.meta["val"].dim())]
 
     def split(x: fx.Node, fill: float) -> fx.Node:
         sizes = [size_of(emit, x, axis) for axis in range(1, x.meta["val"].dim())]
-        if missing != 0:
-            padding = emit(aten.full.default, [missing, *sizes], fill, dtype=x.meta["val"].dtype)
-            x = emit(aten.cat.default, [x, padding], 0)
+        x = x if missing == 0 else padded(emit, x, missing, fill)
         return emit(aten.reshape.default, x, [count, CHUNK, *sizes])
 
     timed = decay is not None and decay.meta["val"].shape[0] != 1
@@ -57,7 +56,7 @@ def maxima(emit: Emitter, score: fx.Node, decay: fx.Node | None, top: fx.Node) -
     if total is not None:
         entering = emit(aten.add.Tensor, entering, total)
     tops = emit(aten.reshape.default, emit(aten.maximum.default, best, entering), [whole, *rest])
-    tops = tops if missing == 0 else emit(aten.slice.Tensor, tops, 0, 0, trip_of(emit, score))
+    tops = tops if missing == 0 else emit(aten.slice.Tensor, tops, 0, 0, trip)
     before = emit(aten.cat.default, [emit(aten.unsqueeze.default, top, 0), emit(aten.slice.Tensor, tops, 0, 0, -1)], 0)
     return before if decay is None else emit(aten.add.Tensor, before, decay), tops
 

@@ -33,13 +33,12 @@ from seqc.backends.tensorrt.profiles import shapes, sizes
 from seqc.backends.tensorrt.settings import Range
 from seqc.backends.tensorrt.where import Origins
 from tests.models.compare import TOLERANCE, relative_error
-from tests.models.measure import first_line, parse
+from tests.models.measure import MARK, first_line, parse
 from tests.models.zoo import ALL
 from tests.models.zoo.base import Inputs, ZooModel, eager
 
 NAMES = ("mamba", "mamba2", "rwkv", "lstm_cell_loop", "llama")
 WAYS = ("seqc", "ONNX Scan", "torch.onnx")
-_MARK = "RESULT "
 _OTHER = 33
 """A length at which no model was exported."""
 
@@ -136,7 +135,7 @@ def main() -> None:
         name, way, *numbers = options.one
         with tempfile.TemporaryDirectory() as folder:
             found = measure(name, way, Range(*map(int, numbers)), Path(folder))
-            print(_MARK + json.dumps(found), flush=True)
+            print(MARK + json.dumps(found), flush=True)
         return
     fixed, free = Range(*[options.length] * 3), Range(1, options.length, options.longest)
     for name in options.only:

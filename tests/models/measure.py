@@ -27,7 +27,7 @@ from tests.models.zoo import ALL
 from tests.models.zoo.base import BATCHES, Inputs, ZooModel, eager
 
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7
-_MARK = "RESULT "
+MARK = "RESULT "
 
 Run = Callable[[Inputs], list[Any]]
 
@@ -152,8 +152,8 @@ def first_line(error: BaseException) -> str:
 def parse(output: str) -> dict[str, Any] | None:
     """The result in what a measuring process printed, None where it died before it had one."""
     for line in output.splitlines():
-        if line.startswith(_MARK):
-            found: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+        if line.startswith(MARK):
+            found: dict[str, Any] = json.loads(line.removeprefix(MARK))
             return found
     return None
 
@@ -166,7 +166,7 @@ def main() -> None:
     torch.set_num_threads(2)
     measure = {"seqc": measure_seqc, "torch": measure_torch, "engines": measure_engines}[which]
     with tempfile.TemporaryDirectory() as folder:
-        print(_MARK + json.dumps(measure(ALL[name], Path(folder))), flush=True)
+        print(MARK + json.dumps(measure(ALL[name], Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

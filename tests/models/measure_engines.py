@@ -78,9 +78,8 @@ def loops(reasons: Iterable[str], operators: Iterable[str]) -> list[str]:
     found = ["gated_rnn"] if {"LSTM", "GRU", "RNN"} & set(operators) else []
     for reason in reasons:
         told = re.search(r": recurrence as loop: (.*?): a loop over single steps", reason)
-        cell = re.search(r": (gated_rnn) as (?:native|sequential)", reason)
         step = re.search(r": (\w+) as sequential", reason)
-        found += [match[1] for match in [told or cell or step] if match]
+        found += [match[1] for match in [told or step] if match]
     return sorted(set(found)) or ["inside an operator"]
 
 

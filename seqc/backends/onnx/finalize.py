@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
-
 import onnx
 import onnx_ir as ir
 import onnxscript.version_converter
 
+from seqc import _torch
 from seqc.backends.onnx.invariants import hoist
 from seqc.backends.onnx.optimize import optimize
 from seqc.errors import UnsupportedOpError
@@ -27,7 +24,7 @@ _WIDENED = frozenset({"Range"})
 
 def finalize(model: ir.Model, program: Program, opset: int) -> ir.Model:
     """Optimise ``model`` in place, declare ``opset``, give every value a unique name, keep only our metadata."""
-    with _quiet():
+    with _torch.quiet_onnx():
         _convert(model, opset)
         _name(model, program)  # the optimiser's shape inference goes by names and must not meet one twice
         optimize(model, _FOLD_LIMIT, _should_fold)
@@ -63,20 +60,6 @@ def _redefined(operator: str, opset: int) -> bool:
 def _should_fold(node: ir.Node) -> bool | None:
     """A transposed weight keeps its name, bytes and sharing: runtimes fold the transpose when they load the model."""
     return False if node.op_type == "Transpose" else None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the optimiser's notes on what it left alone."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _name(model: ir.Model, program: Program) -> None:
