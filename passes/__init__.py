@@ -15,6 +15,7 @@ from seqc.passes.group_queries import GroupQueries
 from seqc.passes.hoist import Hoist
 from seqc.passes.make_stateful import MakeStateful
 from seqc.passes.narrow import Narrow
+from seqc.passes.narrow_numbers import NarrowNumbers
 from seqc.passes.quantize_caches import QuantizeCaches
 from seqc.passes.repeat_keys import RepeatKeys
 from seqc.passes.sink import Sink
@@ -39,6 +40,7 @@ __all__ = [
     "Hoist",
     "MakeStateful",
     "Narrow",
+    "NarrowNumbers",
     "QuantizeCaches",
     "RepeatKeys",
     "Sink",

@@ -39,6 +39,7 @@ from seqc.passes import (
     GroupQueries,
     MakeStateful,
     Narrow,
+    NarrowNumbers,
     RepeatKeys,
     Sink,
     WidenStates,
@@ -157,10 +158,12 @@ def compile(
     settings = {form: {name: chosen[f"{form}.{name}"] for name in told} for form, told in SETTINGS.items()}
     before = _passes(passes, chosen)
     asked = DTYPES.get(chosen["dtype"])
-    narrow = []
+    narrow: list[Pass] = []
     if asked is not None:
         goal.check_dtype(asked)
         narrow = [Narrow(getattr(torch, asked))]
+    if "float64" not in goal.dtypes:
+        narrow = [*narrow, NarrowNumbers()]
     # Once more behind Lower: ops written as loops read at full size what Sink moves into them, and what Hoist took out of
     # loops may depend on weights alone.
     again = [p for name in (Sink.name, FoldConstants.name) for p in before if p.name == name]
@@ -171,7 +174,7 @@ def compile(
         # before it is decided what is kept: keys are, not their repetitions
         first = [step for step in steps if step.name == GroupQueries.name]
         steps = [*first, WidenStates(), MakeStateful(), *(step for step in steps if step not in first)]
-    elif narrow:
+    elif asked is not None:
         steps = [WidenStates(), *steps]
     module, examples, shapes = traceable(model, example_inputs, dynamic_shapes)
     # what is tried on random numbers leaves the user's own sequence of them as it was

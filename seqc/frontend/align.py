@@ -374,7 +374,12 @@ def _difference(members: Members) -> str:
     present = [m for m in members if m is not None]
     first = present[0]
     other = next((m for m in present if m.op != first.op or m.target is not first.target), present[-1])
-    return (
-        f"one step computes {first.target if first.op == 'call_function' else first.name} at {source_line(first) or '?'} "
-        f"where another computes {other.target if other.op == 'call_function' else other.name} at {source_line(other) or '?'}"
-    )
+    told = (f"{_operation(node)} at {source_line(node) or '?'}" for node in (first, other))
+    return "one step computes {} where another computes {}".format(*told)
+
+
+def _operation(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return node.name
+    target: Any = node.target
+    return str(target) if isinstance(target, torch._ops.OpOverload) else str(target.__name__)

@@ -14,6 +14,7 @@ from seqc.errors import UnsupportedModelError
 from seqc.frontend.align import Alignment
 from seqc.frontend.columns import Carry, Column, Index, Invariant, Op, Read, Result, walk
 from seqc.frontend.normalize import insert
+from seqc.frontend.step_numbers import arithmetic, as_tensor, is_arithmetic
 from seqc.ops.recurrence import recurrence, recurrence_shapes
 from seqc.program import Program, source_line
 from seqc.rewrite import copy_meta, sort_topologically
@@ -38,16 +39,18 @@ class _Builder:
         self.body = fx.Graph()
         self.done: dict[int, fx.Node] = {}
         self.carries: list[Carry] = []
+        self.inits: list[fx.Node] = []
         self.xs: dict[Any, tuple[fx.Node, fx.Node]] = {}
         self.invariants: dict[fx.Node, fx.Node] = {}
+        self.numbers: set[int] = set()  # the columns that are numbers in the trace and tensors in the body
 
     def placeholder(self, prefix: str, value: Any) -> fx.Node:
         node = self.body.placeholder(f"{prefix}_{len(self.body.nodes)}")
         node.meta["val"] = value
         return node
 
-    def outer(self, target: Any, *args: Any) -> fx.Node:
-        return insert(self.graph, self.before, self.like, target, args)
+    def outer(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return insert(self.graph, self.before, self.like, target, args, kwargs, self.program.fake_mode)
 
     def now(self, node: fx.Node) -> fx.Node:
         """The node that stands for ``node`` since the loops before this one were built."""
@@ -97,7 +100,9 @@ class _Builder:
         for column in columns:
             if isinstance(column, Carry):
                 self.carries.append(column)
-                self.done[id(column)] = self.placeholder("carry", self.now(column.init).meta["val"])
+                init = self.initial(column)
+                self.inits.append(init)
+                self.done[id(column)] = self.placeholder("carry", init.meta["val"])
         for column in columns:
             if isinstance(column, (Read, Result, Index)):
                 self.add_step_input(column)
@@ -107,13 +112,22 @@ class _Builder:
                 node = self.invariants.get(outer) or self.placeholder("inv", outer.meta["val"])
                 self.invariants[outer] = self.done[id(column)] = node
 
+    def initial(self, carry: Carry) -> fx.Node:
+        """The first value of a carry: of one that is a number in the trace, such as T - t, a tensor."""
+        init = self.now(carry.init)
+        if isinstance(init.meta["val"], torch.Tensor):
+            return init
+        self.numbers.add(id(carry))
+        return as_tensor(self.outer, init)
+
     def add_step_input(self, column: Read | Result | Index) -> None:
         key: Any = (id(column.loop), id(column.column), column.flipped) if isinstance(column, Result) else column
         if key not in self.xs:
             if isinstance(column, Read):
                 outer = self.read(column)
             elif isinstance(column, Index):
-                outer = self.numbers(column)
+                outer = self.numbered(column)
+                self.numbers.add(id(column))
             else:
                 outer = column.loop.results[id(column.column)]
                 outer = self.outer(aten.flip.default, outer, [0]) if column.flipped else outer
@@ -121,35 +135,33 @@ class _Builder:
             self.xs[key] = (outer, self.placeholder("x", value.new_empty(value.shape[1:])))
         self.done[id(column)] = self.xs[key][1]
 
-    def numbers(self, index: Index) -> fx.Node:
+    def numbered(self, index: Index) -> fx.Node:
         """start + stride*i for every step i, of shape [k]: int64, or float64 as Python computes."""
-        steps = self.arange(self.alignment.k, torch.float64 if isinstance(index.stride, float) else torch.int64)
+        dtype = torch.float64 if isinstance(index.stride, float) else torch.int64
+        steps = self.outer(aten.arange.default, self.alignment.k, dtype=dtype)
         if index.stride != 1:
             steps = self.outer(aten.mul.Tensor, steps, index.stride)
         return steps if index.start == 0 else self.outer(aten.add.Tensor, steps, index.start)
 
-    def arange(self, stop: int, dtype: torch.dtype) -> fx.Node:
-        with self.graph.inserting_before(self.before):
-            node = self.graph.call_function(aten.arange.default, (stop,), {"dtype": dtype})
-        with self.program.fake_mode:
-            node.meta["val"] = torch.arange(stop, dtype=dtype)
-        return copy_meta(self.like, node)
-
     def add_op(self, op: Op) -> None:
-        leaves = [self.done[id(a)] if isinstance(a, (Invariant, Read, Result, Carry, Op)) else a for a in op.args]
+        columns = (Invariant, Read, Result, Carry, Index, Op)
+        leaves = [self.done[id(a)] if isinstance(a, columns) else a for a in op.args]
         target: Any = op.template.target
-        if any(isinstance(a, Index) for a in op.args):
-            node = self.indexed(op, target, leaves)
+        numbers = [id(a) in self.numbers for a in op.args]
+        if any(numbers) and is_arithmetic(target):
+            node = arithmetic(self.body, self.program.fake_mode, target, leaves)
+            self.numbers.add(id(op))
         else:
-            args, kwargs = pytree.tree_unflatten(leaves, op.spec)
-            node = self.body.call_function(target, args, kwargs)
-        copy_meta(op.template, node)
-        node.meta["val"] = op.template.meta["val"]
-        self.done[id(op)] = node
+            node = self.indexed(op, target, leaves, numbers) if any(numbers) else self.called(op, target, leaves)
+            node.meta["val"] = op.template.meta["val"]
+        self.done[id(op)] = copy_meta(op.template, node)
 
-    def indexed(self, op: Op, target: Any, leaves: list[Any]) -> fx.Node:
-        """An operation with the step number as a literal takes it as a tensor instead."""
-        leaves = [self.done[id(a)] if isinstance(a, Index) else a for a in leaves]
+    def called(self, op: Op, target: Any, leaves: list[Any]) -> fx.Node:
+        args, kwargs = pytree.tree_unflatten(leaves, op.spec)
+        return self.body.call_function(target, args, kwargs)
+
+    def indexed(self, op: Op, target: Any, leaves: list[Any], numbers: list[bool]) -> fx.Node:
+        """An operation with the step number, or a number made of it, as a literal takes it as a tensor instead."""
         args, kwargs = pytree.tree_unflatten(leaves, op.spec)
         if target is aten.select.int:
             at = self.body.call_function(aten.reshape.default, (args[2], [1]))
@@ -157,8 +169,8 @@ class _Builder:
             return self.body.call_function(aten.squeeze.dim, (picked, args[1]))
         if target is aten.scalar_tensor.default:
             return self.body.call_function(aten._to_copy.default, (args[0],), {"dtype": kwargs.get("dtype")})
-        packet = target.overloadpacket
-        if len(args) == 2 and not kwargs and "Tensor" in packet.overloads() and isinstance(op.args[1], Index):
+        packet = getattr(target, "overloadpacket", None)
+        if packet is not None and len(args) == 2 and not kwargs and "Tensor" in packet.overloads() and numbers[1]:
             return self.body.call_function(packet.Tensor, args)
         raise UnsupportedModelError(
             f"{target} takes the step number of a loop at {source_line(op.template)}; use a tensor of positions instead"
@@ -248,7 +260,7 @@ def _insert_recurrence(builder: _Builder, reverse: bool) -> fx.Node:
     body = fx.GraphModule({}, builder.body)
     name = next(f"body_{i}" for i in range(10**6) if not hasattr(program.graph_module, f"body_{i}"))
     program.graph_module.add_submodule(name, body)
-    carries = tuple(builder.now(c.init) for c in builder.carries)
+    carries = tuple(builder.inits)
     xs = tuple(outer for outer, _ in builder.xs.values())
     invariants = tuple(builder.invariants)
     with graph.inserting_before(builder.before):

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -134,15 +136,23 @@ def _same_shape(a: Any, b: Any) -> bool:
     return [_torch.size_expr(s) for s in _val(a).shape] == [_torch.size_expr(s) for s in _val(b).shape]
 
 
-def insert(graph: fx.Graph, before: fx.Node, like: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    """A new node with its fake value computed and the provenance of ``like``."""
+def insert(
+    graph: fx.Graph,
+    before: fx.Node,
+    like: fx.Node,
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+    mode: Any = None,
+) -> fx.Node:
+    """A new node with its fake value computed, in the fake mode of its operands unless told, and the provenance of ``like``."""
     with graph.inserting_before(before):
-        node = graph.call_function(target, args)
+        node = graph.call_function(target, args, dict(kwargs))
     copy_meta(like, node)
     values = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], args)
-    mode = next((v.fake_mode for v in pytree.tree_leaves(values) if hasattr(v, "fake_mode")), None)
+    mode = mode or next((v.fake_mode for v in pytree.tree_leaves(values) if hasattr(v, "fake_mode")), None)
     with _torch.faking(mode) if mode is not None else contextlib.nullcontext():  # sizes need no mode
-        node.meta["val"] = target(*values)
+        node.meta["val"] = target(*values, **kwargs)
     return node
 
 

@@ -378,6 +378,13 @@ class Derivation:
             if len(found) != len(wanted) or any(sympy.expand(a - b) != 0 for a, b in zip(found, wanted, strict=True)):
                 raise refuse(node, f"it was written with shape {found}, not {wanted}")
 
+    def number(self, reader: fx.Node, size: fx.Node) -> Any:
+        """What ``reader`` gets for a number that is made of sizes."""
+        value = size.meta["val"]
+        if self.has_time(value):
+            raise refuse(reader, "it computes with the length of the whole sequence")
+        return self.size(value if isinstance(value, int) else value.node.expr)
+
     def arguments(
         self, node: fx.Node, operands: dict[fx.Node, Any], shape: Sequence[Any] | None = None
     ) -> tuple[Any, Any]:
@@ -389,10 +396,7 @@ class Derivation:
                 return operands.get(arg, arg)
             if arg.graph is self.gm.graph:
                 return arg
-            value = arg.meta["val"]
-            if self.has_time(value):
-                raise refuse(node, "it computes with the length of the whole sequence")
-            return self.size(_torch.size_expr(value)) if isinstance(value, (int, torch.SymInt)) else value
+            return self.number(node, arg)
 
         new_args, new_kwargs = pytree.tree_map(new, (tuple(args), kwargs), is_leaf=lambda a: a is None)
         return new_args, new_kwargs

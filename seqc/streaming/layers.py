@@ -15,6 +15,7 @@ import torch.fx as fx
 from seqc import _torch
 from seqc.emit import Emitter
 from seqc.ops.recurrence import Parts, is_recurrence, parts
+from seqc.outside import is_size
 from seqc.program import named_args
 from seqc.streaming.demand import NEW, Demand, Plan, refuse
 from seqc.streaming.derivation import Derivation
@@ -50,11 +51,14 @@ def recurrence_of(d: Derivation, node: fx.Node, demand: Demand) -> Plan:
         raise refuse(node, "the loop reads the whole sequence in each step")
     first = FirstStates(d, node, loop.carries, int(late))
     needs = [(n, d.newest(n)) for n in loop.xs]
-    needs += [(n, d.newest(n, since=int(late))) for n in loop.invariants]
+    values = [n for n in loop.invariants if not is_size(n)]
+    needs += [(n, d.newest(n, since=int(late))) for n in values]
     count, several = len(loop.xs), len(needs)
 
     def write(*new: fx.Node) -> Any:
-        xs, invariants, starts = new[:count], new[count:several], new[several:]
+        xs, starts = new[:count], new[several:]
+        given = dict(zip(values, new[count:several], strict=True))
+        invariants: Sequence[Any] = [given[n] if n in given else d.number(node, n) for n in loop.invariants]
         again, carries = loop, first.now(starts)
         if late:
             again = _begun_at(d, loop, carries)

@@ -264,6 +264,29 @@ def test_what_looks_ahead_is_refused_with_its_line(name: str) -> None:
     assert "test_make_stateful.py" in str(refused.value)
 
 
+def part_of_the_length(x: torch.Tensor) -> torch.Tensor:
+    h, out = torch.zeros(x.shape[0], D), []
+    for t in range(x.shape[1]):
+        h = torch.tanh(x[:, t] + h / x.shape[1])
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def part_of_the_rows(x: torch.Tensor) -> torch.Tensor:
+    h, out = torch.zeros(x.shape[0], D), []
+    for t in range(x.shape[1]):
+        h = torch.tanh(x[:, t] + h / x.shape[0]) / x.shape[0] ** 0.5
+        out.append(h)
+    return torch.stack(out, 1).cumsum(1) / x.shape[0] ** 0.5
+
+
+def test_a_loop_that_computes_with_the_length_is_refused_and_with_the_batch_goes_on() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"computes with the length of the whole.*test_make_stateful\.py"):
+        stream_form(seqc.trace(Model(part_of_the_length), (torch.randn(2, 9, D),)))
+    model = Model(part_of_the_rows)
+    check(model, stream_form(seqc.trace(model, (torch.randn(2, 9, D),))))
+
+
 class Loop(nn.Module):
     def __init__(self) -> None:
         super().__init__()

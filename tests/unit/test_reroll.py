@@ -139,7 +139,26 @@ def chunks_without_a_state(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(out, 1)
 
 
+def part_of_the_length(x: torch.Tensor) -> torch.Tensor:
+    h, out, steps = start(x), [], x.shape[1]
+    for t in range(steps):
+        h = step((1 - t / steps) * x[:, t], h / steps**0.5)
+        out.append(h * ((steps - 1 - t) / (2 * steps)))
+    return torch.stack(out, 1)
+
+
+def steps_to_come(x: torch.Tensor) -> torch.Tensor:
+    """The trace has T, T - 1, T - 2, ...: a number that is carried."""
+    h, out, steps = start(x), [], x.shape[1]
+    for t in range(steps):
+        h = step(x[:, t] / (steps - t), h) + 0.1 * (t - steps / 2)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 ACCEPTED: dict[str, Function] = {
+    "part of the length": part_of_the_length,
+    "steps to come": steps_to_come,
     "smallest": smallest,
     "backwards": backwards,
     "peeled first step": peeled,
@@ -149,7 +168,7 @@ ACCEPTED: dict[str, Function] = {
     "chunks with two states": chunks_with_two_states,
     "chunks without a state": chunks_without_a_state,
 }
-CARRIES = {"two carries": 2, "chunks with two states": 2, "chunks without a state": 0}
+CARRIES = {"steps to come": 2, "two carries": 2, "chunks with two states": 2, "chunks without a state": 0}
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
