@@ -22,6 +22,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "causal_conv": ("standard", "conv", "contrib", "taps"),
     "recurrence": ("loop", "blocked", "newton"),
     "lti_scan": ("chunked", "sequential", "prefix"),
+    "linalg_solve_triangular": ("rows", "blocks"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,
 because the command line lists them where torch is not installed."""
@@ -33,6 +34,7 @@ FIRST_WITHOUT_LOOPS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("parallel_chunks", "parallel_delta"),
     "recurrence": ("blocked",),
     "lti_scan": ("prefix",),
+    "linalg_solve_triangular": ("blocks",),
 }
 """The forms to try first where a target runs a loop as a kernel for each operation of each step."""
 

@@ -54,6 +54,11 @@ Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[li
 """Emits one step of a loop from carries, xs and invariants; returns the next carries and the ys."""
 
 
+def short_name(op: str) -> str:
+    """The name of an op without its namespace."""
+    return op.rpartition("::")[2]
+
+
 def trip_of(emit: Emitter, steps: Any) -> Any:
     """The number of steps of a value [trip, ...], an int or a node."""
     size = steps.meta["val"].shape[0]

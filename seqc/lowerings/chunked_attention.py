@@ -15,7 +15,6 @@ Every exponent is a sum of decays of its own, not a difference of cumulative sum
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, Step, size_of, trip_of
 from seqc.lowerings.blocks import padded, whole_blocks
 from seqc.lowerings.linear_attention import both_ways
+from seqc.lowerings.triangular_inverse import inverse_masks, inverse_of
 from seqc.program import named_args
 from seqc.write_loop import write_loop
 
@@ -43,10 +43,6 @@ FEW = 45
 # The steps of a loop that take as long as a chunk.
 FEW_STEPS = 7
 FEW_DELTA_STEPS = 17
-
-# Blocks of this size are inverted by the Neumann series, larger ones from these: for keys that are alike, the series of a
-# whole chunk is wrong by any amount (measured: 3e6 at 32 steps).
-_BASE = 8
 
 # Stands for log(0) where it is multiplied by 0: its exponential is 0 too, and 64 of them add up to a finite number.
 _LOG_ZERO = -1e30
@@ -103,32 +99,11 @@ def triangles(emit: Emitter, dtype: torch.dtype) -> list[fx.Node]:
 
 
 def masks(emit: Emitter, dtype: torch.dtype, delta: bool) -> list[fx.Node]:
-    """[CHUNK, CHUNK]: j <= i, and j < i; for delta rules also the diagonal and the blocks of :func:`inverse_of`."""
+    """[CHUNK, CHUNK]: j <= i, and j < i; for delta rules also what :func:`inverse_of` reads."""
     lower, below = triangles(emit, dtype)
     if not delta:
         return [lower, below]
-    diagonal = emit(aten.sub.Tensor, lower, below)
-    blocks = [_same_block(emit, size, dtype) for size in _block_sizes()]
-    levels = [
-        emit(aten.mul.Tensor, below, emit(aten.sub.Tensor, large, small)) for small, large in itertools.pairwise(blocks)
-    ]
-    return [lower, below, diagonal, emit(aten.mul.Tensor, below, blocks[0]), *levels]
-
-
-def _block_sizes() -> list[int]:
-    """From the smallest blocks to the whole chunk, doubling."""
-    sizes = [_BASE]
-    while sizes[-1] < CHUNK:
-        sizes.append(2 * sizes[-1])
-    return sizes
-
-
-def _same_block(emit: Emitter, size: int, dtype: torch.dtype) -> fx.Node:
-    """1 where row and column lie in one diagonal block of that size."""
-    numbers = emit(aten.arange.default, CHUNK)
-    block = emit(aten.div.Tensor_mode, numbers, size, rounding_mode="floor")
-    same = emit(aten.eq.Tensor, emit(aten.unsqueeze.default, block, 1), block)
-    return emit(aten._to_copy.default, same, dtype=dtype)
+    return [lower, below, *inverse_masks(emit, CHUNK, dtype)]
 
 
 @dataclass(frozen=True)
@@ -179,25 +154,6 @@ def _chunk(decayed: bool, delta: bool) -> Step:
         return [emit(aten.add.Tensor, times(emit, state, decays.total), added)], [emit(aten.add.Tensor, across, within)]
 
     return step
-
-
-def inverse_of(emit: Emitter, a: fx.Node, blocks: list[fx.Node]) -> fx.Node:
-    """(1 + a)^-1 for a strictly lower triangular ``a``, block by block.
-
-    The inverse of [[P, 0], [C, R]] is [[P', 0], [-R' C P', R']], that is X - X C X with X = diag(P', R').
-    """
-    diagonal, base, *levels = blocks
-    power = emit(aten.mul.Tensor, a, base)
-    inverse = emit(aten.sub.Tensor, diagonal, power)
-    size = 2
-    while size < _BASE:  # (1 - p)(1 + p^2)(1 + p^4): p^8 is 0
-        power = emit(aten.matmul.default, power, power)
-        inverse = emit(aten.add.Tensor, inverse, emit(aten.matmul.default, inverse, power))
-        size *= 2
-    for level in levels:
-        corner = emit(aten.matmul.default, emit(aten.mul.Tensor, a, level), inverse)
-        inverse = emit(aten.sub.Tensor, inverse, emit(aten.matmul.default, inverse, corner))
-    return inverse
 
 
 def _faster(node: fx.Node) -> dict[str, float]:

@@ -15,12 +15,12 @@ from seqc.classify.confirm import largest_error_between
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
 from seqc.lowerings import SETTINGS, WHERE_POSSIBLE
-from seqc.lowerings.base import Lowering, Refused
+from seqc.lowerings.base import Lowering, Refused, short_name
 from seqc.lowerings.by_length import by_length
 from seqc.lowerings.table import forms_of
 from seqc.ops.recurrence import is_branch, is_recurrence, parts
 from seqc.program import Program, place_of
-from seqc.rewrite import remove_dead_code, result_index
+from seqc.rewrite import remove_dead_code, replace_node, result_index
 from seqc.target import Target
 
 
@@ -95,7 +95,7 @@ class Lower:
     ) -> bool:
         """Whether ``node`` was written in another form."""
         where = place_of(node)
-        short = forms[0].op.removeprefix("seqc::")
+        short = short_name(forms[0].op)
         forced = self.forced.get(short)
         self._check_dtype(node, f"{short} at {where}")
         if forced in WHERE_POSSIBLE:
@@ -138,10 +138,10 @@ class Lower:
             program.reasons.append(f"{where}: {short} as {form.name}: {why}{short_ones}{self._caveat}{refused}")
             if results is None:
                 return False
-            for reader in list(node.users):
+            for reader in list(node.users) if isinstance(node.meta["val"], tuple) else ():
                 reader.replace_all_uses_with(results[result_index(reader)])
                 node.graph.erase_node(reader)
-            node.graph.erase_node(node)
+            replace_node(node, results[0])
             return True
         raise UnsupportedOpError(
             f"{short} at {where} has no form for target {self.target.name!r}: {'; '.join(refusals)}"

@@ -17,8 +17,9 @@ import torch.fx as fx
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused, size_of
 from seqc.lowerings.blocks import Blocks
-from seqc.lowerings.chunked_attention import CHUNK, Decays, chunks, inverse_of, masks, times
+from seqc.lowerings.chunked_attention import CHUNK, Decays, chunks, masks, times
 from seqc.lowerings.linear_attention import both_ways
+from seqc.lowerings.triangular_inverse import inverse_of
 from seqc.program import named_args
 
 aten = torch.ops.aten

@@ -20,12 +20,13 @@ from seqc.lowerings import (
     recurrence,
     selective_scan,
     softmax_scan,
+    triangular_solve,
 )
-from seqc.lowerings.base import Lowering
+from seqc.lowerings.base import Lowering, short_name
 from seqc.target import Target
 
 _ALL = {
-    (form.op, form.name): form
+    (short_name(form.op), form.name): form
     for module in (
         linear_scan,
         selective_scan,
@@ -40,22 +41,24 @@ _ALL = {
         blocked,
         lti_scan,
         newton,
+        triangular_solve,
     )
     for form in module.LOWERINGS
 }
 
 LOWERINGS: dict[str, tuple[Lowering, ...]] = {
-    f"seqc::{op}": tuple(_ALL.pop((f"seqc::{op}", name)) for name in names) for op, names in FORMS.items()
+    op: tuple(_ALL.pop((op, name)) for name in names) for op, names in FORMS.items()
 }
-"""The forms of each op in the order in which they are tried."""
+"""The forms of each op, by its name without a namespace, in the order in which they are tried."""
 
 assert not _ALL, f"lowerings that FORMS does not list: {list(_ALL)}"
 
 
 def forms_of(op: str, target: Target) -> tuple[Lowering, ...]:
     """The forms of ``op`` in the order in which they are tried for ``target``; none where it is no op that is lowered."""
+    op = short_name(op)
     forms = LOWERINGS.get(op, ())
-    first = FIRST_WITHOUT_LOOPS.get(op.removeprefix("seqc::"), ()) if target.avoids_loops else ()
-    first += FIRST_IN_ENGINES.get(op.removeprefix("seqc::"), ()) if target.engines else ()
-    own = OWN_WITHOUT_LOOPS.get(op.removeprefix("seqc::")) if target.avoids_loops else None
+    first = FIRST_WITHOUT_LOOPS.get(op, ()) if target.avoids_loops else ()
+    first += FIRST_IN_ENGINES.get(op, ()) if target.engines else ()
+    own = OWN_WITHOUT_LOOPS.get(op) if target.avoids_loops else None
     return tuple(sorted(forms, key=lambda form: (form.name != own, form.name not in first)))

@@ -220,4 +220,4 @@ def test_forms_are_options_of_the_compiler() -> None:
 
 
 def test_the_table_holds_the_forms_that_are_listed() -> None:
-    assert {op.removeprefix("seqc::"): tuple(f.name for f in forms) for op, forms in LOWERINGS.items()} == FORMS
+    assert {op: tuple(f.name for f in forms) for op, forms in LOWERINGS.items()} == FORMS

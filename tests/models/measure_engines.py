@@ -74,12 +74,14 @@ def _run(folder: Path) -> Run:
 
 def loops(reasons: Iterable[str], operators: Iterable[str]) -> list[str]:
     """What the forms that loop compute, as the pass ``lower`` says it, and what ONNX's own recurrent operators do; "inside an
-    operator" where none of these is there, as for triangular solves."""
+    operator" where none of these is there."""
     found = ["gated_rnn"] if {"LSTM", "GRU", "RNN"} & set(operators) else []
     for reason in reasons:
         told = re.search(r": recurrence as loop: (.*?): a loop over single steps", reason)
         step = re.search(r": (\w+) as sequential", reason)
+        blocks = re.search(r": (\w+) as blocks: .* in a loop over blocks", reason)
         found += [match[1] for match in [told or step] if match]
+        found += [f"{blocks[1]} (over blocks of rows)"] if blocks else []
     return sorted(set(found)) or ["inside an operator"]
 
 
