@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from seqc.passes.causal_conv import CausalConv
+from seqc.passes.causal_masks import CausalMasks
 from seqc.passes.classify_recurrence import ClassifyRecurrence
 from seqc.passes.fill_loops import FillLoops
 from seqc.passes.fold_constants import FoldConstants
@@ -30,6 +31,7 @@ __all__ = [
     "BY_NAME",
     "DEFAULT",
     "CausalConv",
+    "CausalMasks",
     "ClassifyRecurrence",
     "FillLoops",
     "FoldConstants",
@@ -67,6 +69,7 @@ DEFAULT: tuple[Pass, ...] = (
     SinkReadouts(),
     Sink(),
     CausalConv(),
+    CausalMasks(),
     GroupQueries(),
     FoldLti(),
     ClassifyRecurrence(),

@@ -237,6 +237,26 @@ def test_narrow_attention_is_one_kernel() -> None:
     assert any("_gemm_mha" in kernel["name"] for kernel in made.report["engines"][0]["kernels"])
 
 
+def test_a_causal_mask_takes_no_memory() -> None:
+    """Whether each step attends to anything is not asked where the mask is known: it would stand in memory for that."""
+
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            places = torch.arange(x.shape[1])
+            q = x.unflatten(-1, (1, 64)).transpose(1, 2)
+            return nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=places[:, None] >= places)
+
+    longest, options = 8192, ["sm=89", "profile.batch=1", "profile.sequence=1,2048,8192"]
+    known, asked = (
+        seqc.compile(
+            Masked(), (torch.randn(2, 9, 64),), target="tensorrt-rtx", options=options, passes=passes, check=False
+        ).manifest["engines"][0]
+        for passes in (None, ["-causal_masks"])
+    )
+    assert known["kernels"] < asked["kernels"]
+    assert known["scratch_bytes"] <= asked["scratch_bytes"] - longest**2
+
+
 def test_narrow_attention_of_grouped_queries_is_one_kernel() -> None:
     class Groups(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

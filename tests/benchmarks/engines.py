@@ -5,7 +5,8 @@ with the extra ``[rtx]`` installed; its builder needs no GPU.
 
 Models of the README's table, float32, batch 1, for compute capability 8.9: once at one length, once for all lengths up to the
 longest. ``ONNX Scan`` is seqc's model with its recurrences left as loops; torch.onnx exports at the length (loops unrolled), or
-with a dynamic dimension. Each way is a process of its own, which ends at the limit; what is timed is the build alone.
+with a dynamic dimension. Each way is a process of its own, which ends at the limit; what is timed is the build alone. Scratch
+is what the builder plans: values of over 2^31 elements, as the scores of attention at 32,768 steps, are not in it.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ def test_default_passes_satisfy_the_protocol_and_are_found_by_name() -> None:
         "sink_readouts",
         "sink",
         "causal_conv",
+        "causal_masks",
         "group_queries",
         "fold_lti",
         "classify_recurrence",
