@@ -127,12 +127,13 @@ class _Builder:
                 outer = self.read(column)
             elif isinstance(column, Index):
                 outer = self.numbered(column)
-                self.numbers.add(id(column))
             else:
                 outer = column.loop.results[id(column.column)]
                 outer = self.outer(aten.flip.default, outer, [0]) if column.flipped else outer
             value = outer.meta["val"]
             self.xs[key] = (outer, self.placeholder("x", value.new_empty(value.shape[1:])))
+        if isinstance(column, Index):
+            self.numbers.add(id(column))
         self.done[id(column)] = self.xs[key][1]
 
     def numbered(self, index: Index) -> fx.Node:

@@ -138,7 +138,7 @@ class Lower:
             program.reasons.append(f"{where}: {short} as {form.name}: {why}{short_ones}{self._caveat}{refused}")
             if results is None:
                 return False
-            for reader in list(node.users) if isinstance(node.meta["val"], tuple) else ():
+            for reader in [] if isinstance(node.meta["val"], torch.Tensor) else list(node.users):
                 reader.replace_all_uses_with(results[result_index(reader)])
                 node.graph.erase_node(reader)
             replace_node(node, results[0])

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 _STATES = 3
 
 # Up to here the loop over all three is faster than the operator behind a loop (by tests.benchmarks.scans --lengths 1 2 4 ..).
-SHORT = 3
+SHORT = 10
 
 
 def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
