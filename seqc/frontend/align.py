@@ -259,7 +259,10 @@ class Alignment:
         if affine is not None:
             return Index(*affine)
         shown = ", ".join(str(v) for v in present[:4])
-        raise MisalignedError(f"the steps of the loop use different values ({shown}) at {source_line(where)}")
+        raise MisalignedError(
+            f"the steps of the loop use different values ({shown}) at {source_line(where)}; where they are made of the step "
+            "number, make them of torch.arange(length)[t]"
+        )
 
 
 def _shape(node: fx.Node) -> Any:

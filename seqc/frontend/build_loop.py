@@ -235,7 +235,8 @@ def build(
     finals = {id(c.next): i for i, c in reversed(list(enumerate(builder.carries)))}
     collected: dict[int, Column] = {id(s[1]): s[1] for s in sinks}
     collected.update({id(r): r for r in roots if any(x is r for x in alignment.exported)})
-    collected.update({id(c): c for _, c, i in used if not (i == last and id(c) in finals)})
+    each = {id(c): c for _, c, i in used if not (i == last and id(c) in finals)}
+    collected.update(each)
     ys = {key: i + len(builder.carries) for i, key in enumerate(collected)}
     outputs = [builder.done[id(c.next)] for c in builder.carries] + [builder.done[k] for k in collected]
     builder.body.output(tuple(outputs))
@@ -246,7 +247,8 @@ def build(
         replaced[sink] = builder.merged(values[id(column)], sink, front, back)
         sink.replace_all_uses_with(replaced[sink])
     for member, column, i in used:
-        if i == last and id(column) in finals:
+        # where earlier steps are read too, as by a loop over them, the last one is read as they are
+        if i == last and id(column) in finals and id(column) not in each:
             value = _getitem(builder, node, finals[id(column)])
         else:
             value = builder.outer(aten.select.int, values[id(column)], 0, i)

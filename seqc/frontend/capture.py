@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ import torch
 import torch.fx as fx
 from torch import nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from seqc import _torch
@@ -29,6 +27,7 @@ from seqc.frontend.outputs import keep_tensors, output_names
 from seqc.frontend.scan_functions import scans_as_loops
 from seqc.frontend.script_interpreter import interpreted
 from seqc.frontend.signature import Signature
+from seqc.frontend.symbolic_spellings import SymbolicSpellings
 from seqc.ops.recurrence import trust_values
 from seqc.program import Dim, Port, Program
 
@@ -67,60 +66,6 @@ class Capture:
         return _program(exported, self.returned, self.signature, self.sizes)
 
 
-class ReadByIndex(TorchFunctionMode):
-    """Spells ``unbind``, ``split`` and ``chunk`` along a symbolic dimension as reads by index.
-
-    torch would divide the symbolic size by the number of pieces, which loses that each piece is one step.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.unbind, torch.Tensor.unbind):
-            x, dim = _arguments(args, kwargs, "dim", 0)
-            if isinstance(x.shape[dim], torch.SymInt):
-                return tuple(x.select(dim, i) for i in range(int(x.shape[dim])))
-        if func in (torch.split, torch.Tensor.split) and len(args) > 1 and isinstance(args[1], int):
-            x, dim = _arguments((args[0], *args[2:]), kwargs, "dim", 0)
-            if isinstance(x.shape[dim], torch.SymInt):
-                length = int(x.shape[dim])
-                pieces = range(0, length, args[1])
-                return tuple(torch.ops.aten.slice.Tensor(x, dim, i, i + args[1]) for i in pieces)
-        if func in (torch.tensor_split, torch.Tensor.tensor_split) and len(args) > 1 and isinstance(args[1], int):
-            x, dim = _arguments((args[0], *args[2:]), kwargs, "dim", 0)
-            if isinstance(x.shape[dim], torch.SymInt):
-                return _even_pieces(x, args[1], dim)
-        if func is torch.Tensor.__getitem__:
-            return func(args[0], _single_steps(*args))
-        return func(*args, **kwargs)
-
-
-def _even_pieces(x: torch.Tensor, count: int, dim: int) -> tuple[torch.Tensor, ...]:
-    """tensor_split: the first ``length % count`` pieces are longer by one, as arithmetic instead of a branch."""
-    symbolic: Any = torch
-    base, rest = x.shape[dim] // count, x.shape[dim] % count
-    ends = [i * base + symbolic.sym_min(i, rest) for i in range(count + 1)]
-    return tuple(torch.ops.aten.slice.Tensor(x, dim, a, b) for a, b in itertools.pairwise(ends))
-
-
-def _single_steps(x: torch.Tensor, index: Any) -> Any:
-    """x[..., t:t+1, ...] as x[..., [t] (by select), ...]: a step of size 1, not of a size that depends on the length."""
-    items = index if isinstance(index, tuple) else (index,)
-    if any(i is Ellipsis or isinstance(i, torch.Tensor) for i in items) or None in items:
-        return index
-    result: list[Any] = []
-    for axis, item in enumerate(items):
-        one = isinstance(item, slice) and type(item.start) is int and type(item.stop) is int and item.step in (None, 1)
-        if one and item.stop == item.start + 1 and item.start >= 0 and isinstance(x.shape[axis], torch.SymInt):
-            result += [item.start, None]
-        else:
-            result.append(item)
-    return tuple(result)
-
-
-def _arguments(args: Any, kwargs: Any, name: str, default: int) -> tuple[torch.Tensor, int]:
-    return args[0], args[1] if len(args) > 1 else kwargs.get(name, default)
-
-
 class _Entry(nn.Module):
     """Calls the model by input name, flattens what it returns to tensors, and keeps sizes symbolic."""
 
@@ -133,7 +78,7 @@ class _Entry(nn.Module):
         self.outputs = _Outputs()
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with _torch.no_guards(_torch.shape_env_of(tensors), self.log), ReadByIndex():
+        with _torch.no_guards(_torch.shape_env_of(tensors), self.log), SymbolicSpellings():
             out = self.model(*tensors) if self.positional else self.model(**dict(zip(self.names, tensors, strict=True)))
         dropped: list[str] = []
         paths, self.outputs.spec = pytree.tree_flatten_with_path(keep_tensors(out, "output", dropped))

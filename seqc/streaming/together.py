@@ -38,7 +38,12 @@ def together(
 
     ``others`` are small sizes of the other dimensions.
     """
-    if len(d.axes(node)) != 1 or not d.is_newest(node, demand) or not isinstance(node.meta["val"], torch.Tensor):
+    if (
+        node not in d.timed
+        or len(d.axes(node)) != 1
+        or not d.is_newest(node, demand)
+        or not isinstance(node.meta["val"], torch.Tensor)
+    ):
         return None
     for region in _regions(d, node):
         if _treats_each_step(d, region, others, inner):

@@ -214,6 +214,7 @@ MATH: dict[str, Op] = {
     "pow int": (lambda i: i**2, IDS),
     "pow int by float": (lambda i: i**0.5, IDS),
     "pow of int scalar": (lambda i: 2**i, IDS),
+    "pow of a number to integers": (lambda i: 0.9**i, IDS),
     "sqrt": (lambda x: x.abs().sqrt(), X),
     "rsqrt": (lambda x: x.abs().rsqrt(), X),
     "exp2": (lambda x: x.exp2(), X),

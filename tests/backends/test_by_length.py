@@ -96,7 +96,8 @@ def test_a_softmax_scan_of_few_steps_is_one_loop() -> None:
     program = seqc.trace(Calls(call), inputs(5), [{0: "sequence"}] * 2)
     (record,) = run_passes(program, [Lower(TARGETS["ort-cpu"])])
     assert (
-        "softmax_scan as contrib: " in record.reasons[0] and ", but sequential for at most 10 steps" in record.reasons[0]
+        "softmax_scan as contrib: " in record.reasons[0]
+        and ", but sequential for at most 10 steps" in record.reasons[0]
     )
     compiled = session(export(program))
     for length in LENGTHS:

@@ -252,6 +252,11 @@ AHEAD: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[nn.Module]
         "the layer walks from the end",
     ),
     "length of the sequence as a number": (lambda x: x.cumsum(1) / x.shape[1], list, "length of the whole sequence"),
+    "positions from the end": (
+        lambda x: (x * torch.arange(x.shape[1] - 1, -1, -1)[:, None]).cumsum(1),
+        list,
+        "mixes the steps",
+    ),
     "spectrum": (lambda x: torch.fft.rfft(x, dim=1).abs().sum(1, keepdim=True) + x, list, "no streaming form"),
 }
 

@@ -156,7 +156,35 @@ def steps_to_come(x: torch.Tensor) -> torch.Tensor:
     return torch.stack(out, 1)
 
 
+def sum_of_states(x: torch.Tensor) -> torch.Tensor:
+    """Each state is read by the next sum: the last one too, and not by itself."""
+    h, total = start(x), 0
+    for t in range(x.shape[1]):
+        h = step(x[:, t], h)
+        total = total + h * h
+    return total / x.shape[1]
+
+
+def of_positions(x: torch.Tensor) -> torch.Tensor:
+    """What the refusal of ``quadratic`` says to do."""
+    h, out, at = start(x), [], torch.arange(x.shape[1])
+    for t in range(x.shape[1]):
+        h = step(x[:, t], h) * (0.1 * at[t] ** 2)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def even_times(x: torch.Tensor) -> torch.Tensor:
+    h, out, times = start(x), [], torch.linspace(-1, 2, x.shape[1])
+    for t in range(x.shape[1]):
+        h = step(x[:, t] * torch.cos(times[t]), h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 ACCEPTED: dict[str, Function] = {
+    "even times": even_times,
+    "of positions": of_positions,
     "part of the length": part_of_the_length,
     "steps to come": steps_to_come,
     "smallest": smallest,
@@ -183,6 +211,13 @@ def test_one_loop_becomes_one_recurrence_right_at_any_length(name: str) -> None:
         x = torch.randn(3, length, 4)
         expected = function(x)
         torch.testing.assert_close(program(x), expected if isinstance(expected, tuple) else (expected,))
+
+
+def test_a_sum_of_all_states_reads_the_last_one_as_it_reads_the_others() -> None:
+    program = traced(sum_of_states)
+    for length in LENGTHS:
+        x = torch.randn(3, length, 4)
+        torch.testing.assert_close(program(x), (sum_of_states(x),))
 
 
 def test_two_loops_one_behind_the_other_become_two_recurrences() -> None:
@@ -230,5 +265,6 @@ def quadratic(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("function", [every_third, quadratic])
 def test_steps_that_differ_are_refused_with_their_line_and_what_to_try(function: Function) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"test_reroll\.py:\d+.*loops=unroll"):
+    with pytest.raises(UnsupportedModelError, match=r"test_reroll\.py:\d+.*loops=unroll") as refused:
         traced(function)
+    assert ("torch.arange(length)[t]" in str(refused.value)) == (function is quadratic)

@@ -108,8 +108,10 @@ def add(self: Value, other: Value, alpha: Value = 1) -> Value:
 
 @translates(TRANSLATIONS, aten.pow.Tensor_Scalar, aten.pow.Scalar, aten.pow.Tensor_Tensor)
 def power(self: Value, exponent: Value) -> Value:
-    """torchlib cannot take an exponent that is a symbolic size."""
+    """torchlib cannot take an exponent that is a symbolic size, and makes the base of integers an integer."""
     if not is_value(self):
+        if isinstance(self, float) and exponent.dtype.is_integer():
+            return op.Pow(op.Constant(value_float=self), op.Cast(exponent, to=ir.DataType.FLOAT))
         return op.Pow(constant(self, exponent), exponent)
     if isinstance(exponent, float) and self.dtype.is_integer():
         self = op.Cast(self, to=ir.DataType.FLOAT)
