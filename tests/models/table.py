@@ -59,7 +59,7 @@ def render(results: Mapping[str, Any]) -> str:
         " dynamic dimensions of torch.onnx.export are torch.export.Dim objects; given as names (strings) or as"
         " dynamic_axes, torch 2.13 raises an error for a loop over time instead of freezing its length. Engines are built by"
         f" {results.get('builder', '')} for compute capabilities {', '.join(f'{sm // 10}.{sm % 10}' for sm in SMS)} at"
-        " once, for lengths to 4096 and batch to 8; kernels: fp32 / fp16 where they differ; empty: not measured yet.",
+        " once, for lengths to 4096 and batch to 8; kernels: fp32 / fp16 where they differ.",
         "",
     ]
     models = results["models"]
