@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -128,6 +129,22 @@ def lazy_graph_modules() -> Iterator[None]:
 def lazy_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     """A GraphModule, whose copies are such too, that writes its Python code when it is called, not after each change."""
     return _LazyGraphModule(root, graph)
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Hide the graph so far that torch.export prints on stderr where it fails, and its warning that it knows no line."""
+    from torch.export import _trace
+
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level, names = logger.level, vars(_trace)
+    logger.setLevel(logging.ERROR)
+    names["print"] = lambda *_, **__: None  # in this module alone
+    try:
+        yield
+    finally:
+        del names["print"]
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,13 @@ def capture(model: nn.Module, signature: Signature, sizes: dict[str, int]) -> Ca
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export without gradients and warnings; its errors name the line of the user's model."""
-    with warnings.catch_warnings(), torch.no_grad(), _torch.without_fake_cache(), _torch.lazy_graph_modules():
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        _torch.without_fake_cache(),
+        _torch.lazy_graph_modules(),
+        _torch.quiet_export(),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield

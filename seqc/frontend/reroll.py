@@ -40,6 +40,9 @@ class Sink:
     back: int
 
 
+_COLLECTS = (aten.stack.default, aten.cat.default)
+
+
 @dataclass
 class Loop:
     """An alignment and how its results leave the loop."""
@@ -59,13 +62,11 @@ def reroll(program: Program, depends_on_length: Callable[[fx.Node], bool]) -> li
     refusals: list[str] = []
     loops: list[Loop] = []
     for node in program.graph.nodes:
-        if node.target in (aten.stack.default, aten.cat.default) and depends_on_length(node):
+        if node.target in _COLLECTS and depends_on_length(node):
             try:
                 _add_sink(loops, node)
             except MisalignedError as error:
-                refusals.append(
-                    f"the results collected at {source_line(node)} do not come from a uniform loop: {error}"
-                )
+                refusals.append(_why(program, node, error))
     replaced: dict[fx.Node, fx.Node] = {}
     for loop in loops:
         loop.alignment.complete()
@@ -77,6 +78,18 @@ def reroll(program: Program, depends_on_length: Callable[[fx.Node], bool]) -> li
         build(program, found.alignment, [], found.roots, {})
         remove_dead_code(program)
     return refusals
+
+
+def _why(program: Program, node: fx.Node, error: MisalignedError) -> str:
+    """Why what ``node`` collects is no loop's results."""
+    line = source_line(node)
+    alike = [list(n.args[0]) for n in program.graph.nodes if n.target in _COLLECTS and source_line(n) == line]
+    if line and (len({len(entries) for entries in alike}) > 2 or any(entries[:1] == [node] for entries in alike)):
+        return (
+            f"a tensor of all steps so far is made in each step at {line}: make it once, behind the loop, and rule later "
+            "steps out by a mask"
+        )
+    return f"the results collected at {line} do not come from a uniform loop: {error}"
 
 
 def _add_sink(loops: list[Loop], node: fx.Node) -> None:

@@ -165,6 +165,22 @@ def sum_of_states(x: torch.Tensor) -> torch.Tensor:
     return total / x.shape[1]
 
 
+def growing_list(x: torch.Tensor) -> torch.Tensor:
+    history, out = [], []
+    for t in range(x.shape[1]):
+        history.append(step(x[:, t], x[:, 0]))
+        out.append(torch.stack(history, 1).amax(1))
+    return torch.stack(out, 1)
+
+
+def growing_tensor(x: torch.Tensor) -> torch.Tensor:
+    history, out = x[:, :1], []
+    for t in range(x.shape[1]):
+        out.append(step(x[:, t], history.amax(1)))
+        history = torch.cat([history, out[-1].unsqueeze(1)], 1)
+    return torch.stack(out, 1)
+
+
 def of_positions(x: torch.Tensor) -> torch.Tensor:
     """What the refusal of ``quadratic`` says to do."""
     h, out, at = start(x), [], torch.arange(x.shape[1])
@@ -261,6 +277,18 @@ def quadratic(x: torch.Tensor) -> torch.Tensor:
         h = step(x[:, t], h) * (0.1 * t**2)
         out.append(h)
     return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("function", [growing_list, growing_tensor])
+def test_what_grows_in_each_step_is_refused_with_what_to_write(function: Function) -> None:
+    class Grows(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"all steps so far is made in each step at .*test_reroll\.py:\d+.*mask"
+    ):
+        seqc.trace(Grows(), (torch.randn(2, 9, 4),), SHAPES)
 
 
 @pytest.mark.parametrize("function", [every_third, quadratic])

@@ -77,13 +77,14 @@ def test_operations_know_their_module_and_line() -> None:
     assert "cell" in {module_path(n) for n in body.graph.nodes}
 
 
-def test_control_flow_on_values_is_refused_with_line_and_hint() -> None:
+def test_control_flow_on_values_is_refused_with_line_and_hint(capfd: pytest.CaptureFixture[str]) -> None:
     class Halting(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2 if x.sum() > 0 else x
 
     with pytest.raises(UnsupportedModelError, match=r"test_trace\.py:\d+.*make it a mask"):
         seqc.trace(Halting(), (X,), SHAPES)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_output_that_is_no_tensor_is_left_out_and_noted() -> None:
