@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.fx as fx
 
+from seqc._torch.quiet import errors_only
 from seqc._torch.shape_rules import KEPT
 from seqc._torch.tracing import fake_mode_of, no_guards
 
@@ -43,15 +43,8 @@ def onnx_registry(opset: int) -> Any:
 @contextlib.contextmanager
 def quiet_onnx() -> Iterator[None]:
     """Hide torch.onnx's warnings on its own metadata and packages not installed, and the optimiser's on what it left alone."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    with errors_only("torch.onnx", "onnxscript", "onnx_ir"):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def register_translation(registry: Any, target: Any, function: Callable[..., Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from seqc._torch.quick_sizes import quick_sizes
+from seqc._torch.quiet import errors_only
 from seqc._torch.shape_rules import shape_rules
 
 
@@ -136,15 +136,13 @@ def quiet_export() -> Iterator[None]:
     """Hide the graph so far that torch.export prints on stderr where it fails, and its warning that it knows no line."""
     from torch.export import _trace
 
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level, names = logger.level, vars(_trace)
-    logger.setLevel(logging.ERROR)
+    names = vars(_trace)
     names["print"] = lambda *_, **__: None  # in this module alone
     try:
-        yield
+        with errors_only("torch.fx.experimental.symbolic_shapes"):
+            yield
     finally:
         del names["print"]
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager

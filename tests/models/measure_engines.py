@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import seqc
-import seqc.runtime
 from seqc.errors import SeqcError
-from tests.models.compare import TOLERANCE
-from tests.models.measure import Run, errors_by_length, example, first_line
-from tests.models.zoo.base import Inputs, ZooModel
+from tests.models.measure import all_right, errors_by_length, example, first_line, loaded
+from tests.models.zoo.base import ZooModel
 
 SMS = (80, 89, 120)
 DTYPES = ("fp32", "fp16")
@@ -57,19 +55,9 @@ def _engine(zoo: ZooModel, dtype: str, folder: Path) -> dict[str, Any]:
     }
     if dtype == "fp32":
         compiled.save(folder)
-        errors = errors_by_length(zoo, _run(folder))
-        right = all(isinstance(e, float) and e <= TOLERANCE for e in errors.values())
-        found |= {"errors": errors, "status": "built" if right else "built of a wrong ONNX model"}
+        errors = errors_by_length(zoo, loaded(folder))
+        found |= {"errors": errors, "status": "built" if all_right(errors) else "built of a wrong ONNX model"}
     return found
-
-
-def _run(folder: Path) -> Run:
-    session = seqc.runtime.load(folder, providers=["CPUExecutionProvider"])
-
-    def run(inputs: Inputs) -> list[Any]:
-        return list(session.run({name: value.numpy() for name, value in inputs.items()}).values())
-
-    return run
 
 
 def loops(reasons: Iterable[str], operators: Iterable[str]) -> list[str]:
