@@ -57,7 +57,7 @@ from seqc.verify import verify
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-@dataclass
+@dataclass(repr=False)
 class Compiled:
     """A compiled model: call it, look at it, save it.
 
@@ -71,10 +71,14 @@ class Compiled:
     report: dict[str, Any]
     step_model: ir.Model | None = None
     """Of a streaming artifact: the form for one new step, which shares the weights of ``model``."""
-    engines: dict[str, bytes] = field(default_factory=dict, repr=False)
+    engines: dict[str, bytes] = field(default_factory=dict)
     """What a target that has engines builds of these models, by file name."""
-    _session: Session | None = field(default=None, repr=False)
-    _directory: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _session: Session | None = field(default=None)
+    _directory: tempfile.TemporaryDirectory[str] | None = field(default=None)
+
+    def __repr__(self) -> str:
+        """One line; ``manifest`` and ``report`` say the rest."""
+        return f"<Compiled for {self.manifest['target']}: {self.program!r}>"
 
     def save(self, directory: str | Path) -> Path:
         """Write the artifact; the directory appears complete or not at all. Raises ArtifactError."""

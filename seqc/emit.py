@@ -30,6 +30,7 @@ class Emitter:
         self._place: fx.Node | None = None
         self._origin: fx.Node | None = None
         self._written: list[fx.Node] = []
+        self.most_steps: int | None = None
 
     @contextlib.contextmanager
     def before(self, place: fx.Node, origin: fx.Node | None = None) -> Iterator[None]:
@@ -55,6 +56,15 @@ class Emitter:
             yield
         finally:
             self._origin = saved
+
+    @contextlib.contextmanager
+    def at_most(self, steps: int) -> Iterator[None]:
+        """Inside, forms are written for at most ``steps`` steps, however many the operands have."""
+        saved, self.most_steps = self.most_steps, steps
+        try:
+            yield
+        finally:
+            self.most_steps = saved
 
     def compute(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         """The fake value of a call on nodes and literals; raises what the operation raises on wrong shapes."""

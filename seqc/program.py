@@ -40,6 +40,9 @@ class Port:
     dtype: torch.dtype
     shape: tuple[int | str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
+
 
 @dataclass(frozen=True)
 class State:
@@ -64,7 +67,7 @@ class State:
     window: int | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Program:
     """A sequence model as a graph.
 
@@ -88,6 +91,11 @@ class Program:
     """What the user should be told: outputs dropped, loops kept unrolled, and the like."""
     reasons: list[str] = field(default_factory=list)
     """Why the running pass did, or did not do, something, with the source line; ``run_passes`` takes them over."""
+
+    def __repr__(self) -> str:
+        """One line; :func:`seqc.text.text` prints the graph."""
+        nodes = sum(n.op == "call_function" for n in self.graph.nodes)
+        return f"<Program of {nodes} nodes: {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
 
     @property
     def graph(self) -> fx.Graph:

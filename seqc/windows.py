@@ -130,9 +130,9 @@ def _cat(node: fx.Node, axis: int) -> Window | None:
     if named_args(node)["dim"] % rank != axis:
         return None
     left, right = 0, 0
-    while len(parts) > 1 and _is_zero(parts[0]) and size(parts[0], axis).is_Integer:
+    while len(parts) > 1 and is_zeros(parts[0]) and size(parts[0], axis).is_Integer:
         left += int(size(parts.pop(0), axis))
-    while len(parts) > 1 and _is_zero(parts[-1]):
+    while len(parts) > 1 and is_zeros(parts[-1]):
         parts.pop()
         right = 1
     inner = window(parts[-1], axis)
@@ -147,7 +147,8 @@ def _cat(node: fx.Node, axis: int) -> Window | None:
     return inner.through(node, start=-int(count), length=size(node, axis), state=parts[0], state_order=own)
 
 
-def _is_zero(node: fx.Node) -> bool:
+def is_zeros(node: fx.Node) -> bool:
+    """Whether a node writes a tensor of zeros."""
     return node.target in _ZEROS or (node.target in _FILLS and named_args(node)["fill_value"] == 0)
 
 

@@ -21,7 +21,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "gated_rnn": ("native", "sequential"),
     "causal_conv": ("standard", "conv", "contrib", "taps"),
     "recurrence": ("loop", "blocked", "newton"),
-    "lti_scan": ("chunked", "sequential", "prefix"),
+    "lti_scan": ("chunked", "sequential", "prefix", "direct", "fft"),
     "linalg_solve_triangular": ("rows", "blocks"),
 }
 """The forms of each op by name, in the order in which they are tried. Here, and not beside the code that writes them,

@@ -60,7 +60,9 @@ def short_name(op: str) -> str:
 
 
 def trip_of(emit: Emitter, steps: Any) -> Any:
-    """The number of steps of a value [trip, ...], an int or a node."""
+    """The number of steps of a value [trip, ...], an int or a node; 1 where a single step is written."""
+    if emit.most_steps == 1:
+        return 1
     size = steps.meta["val"].shape[0]
     return size if isinstance(size, int) else emit(aten.sym_size.int, steps, 0)
 

@@ -18,6 +18,7 @@ from seqc.dependence import ancestors
 from seqc.emit import Emitter
 from seqc.lowerings.base import Lowering, Refused
 from seqc.ops.choose import choose
+from seqc.ops.recurrence import is_recurrence
 from seqc.outside import is_pure
 from seqc.program import named_args
 from seqc.rewrite import result_index
@@ -38,28 +39,42 @@ def by_length(
     if not others:
         return _written(form, emit, node), ""
     read = sorted({result_index(reader) for reader in node.users})
-    size = emit(aten.sym_size.int, steps, 0)
     mark = emit.mark()
     long = _written(form, emit, node)
     middle = emit.mark()
+
+    def choice(short: list[fx.Node], written: list[fx.Node], most: int, otherwise: list[fx.Node]) -> list[fx.Node]:
+        """``short``, results of the nodes ``written``, for at most ``most`` steps, else ``otherwise``."""
+        size = emit(aten.sym_size.int, steps, 0)
+        rest = [n for n in emit.since(mark) if n is not size and n not in set(written)]
+        bodies = [
+            _Body(nodes, [found[i] for i in read], weights) for nodes, found in ((written, short), (rest, otherwise))
+        ]
+        operands = list(dict.fromkeys(n for body in bodies for n in body.operands))
+        attrs = [body.attach(emit, operands) for body in bodies]
+        call = emit.written(
+            choose, (*attrs, size, most, tuple(operands)), tuple(otherwise[i].meta["val"] for i in read)
+        )
+        found = {i: emit(operator.getitem, call, at) for at, i in enumerate(read)}
+        return [found.get(i, steps) for i in range(len(long))]  # nothing reads the others
+
     for few, most in others.items():
         try:
-            short = _written(few, emit, node)
+            with emit.at_most(most):
+                short = _written(few, emit, node)
         except Refused:
             emit.undo(middle)
             continue
         if isinstance(trip, int):
             return short, f"{few.name} for at most {most} steps"
-        bodies = [
-            _Body(emit.since(middle), [short[i] for i in read], weights),
-            _Body(emit.since(mark)[: middle - mark], [long[i] for i in read], weights),
-        ]
-        operands = list(dict.fromkeys(n for body in bodies for n in body.operands))
-        attrs = [body.attach(emit, operands) for body in bodies]
-        values = tuple(long[i].meta["val"] for i in read)
-        call = emit.written(choose, (*attrs, size, most, tuple(operands)), values)
-        found = {i: emit(operator.getitem, call, at) for at, i in enumerate(read)}  # nothing reads the others
-        return [found.get(i, steps) for i in range(len(long))], f"{few.name} for at most {most} steps"
+        written = emit.since(middle)
+        results = choice(short, written, most, long)
+        if any(map(is_recurrence, written)):
+            before = emit.mark()
+            with emit.at_most(1):
+                single = _written(few, emit, node)
+            results = choice(single, emit.since(before), 1, results)
+        return results, f"{few.name} for at most {most} steps"
     return long, ""
 
 

@@ -9,11 +9,6 @@ T, F and G are products with powers of A, which are squared in float64 and round
 circle keep their digits; that happens at compile time where they are no larger than the weights, else when the runtime
 loads the model. Source: Gu et al., "Combining recurrent, convolutional, and continuous-time models with linear state space
 layers" (2021), section 3; the chunks are those of Dao and Gu, "Transformers are SSMs" (2024).
-
-There is no form that convolves with the kernel C A^l B over the whole length: measured in ONNX Runtime on a CPU (1024 channels;
-lengths 64, 512, 2048), one Conv with the kernel as a weight takes 8, 99 and 1498 ms, and DFT, product and inverse DFT padded to
-twice the length 12, 72 and 500 ms, without the initial and the final state; ``chunked``, with 32 complex states a channel,
-takes 10, 15 and 43 ms with the initial one.
 """
 
 from __future__ import annotations
@@ -36,6 +31,12 @@ aten = torch.ops.aten
 SIZES = (64, 16)
 """Steps of a chunk; what is left over of the larger goes into the smaller, and what is left of these is walked."""
 
+DIRECT = 256
+"""Steps up to which one convolution with the kernel is faster (:mod:`seqc.lowerings.lti_convolution`)."""
+
+KERNEL_BYTES = 1 << 20
+"""The largest kernel for few steps: what FoldConstants computes at compile time whatever it is computed from."""
+
 # Blocks of up to this many states are multiplied element by element: thousands of tiny matrix products are slower.
 _FEW = 4
 
@@ -54,7 +55,7 @@ def sequential(emit: Emitter, node: fx.Node) -> list[fx.Node]:
 def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """Chunks from the largest to the smallest, and the rest step by step."""
     system = System.of(emit, node)
-    _refuse_short_floats(system)
+    refuse_short_floats(system)
     trip = trip_of(emit, system.u)
     if isinstance(trip, int) and trip < SIZES[-1]:
         raise Refused(f"{trip} steps are no whole chunk")
@@ -84,7 +85,7 @@ def chunked(emit: Emitter, node: fx.Node) -> list[fx.Node]:
 def prefix(emit: Emitter, node: fx.Node) -> list[fx.Node]:
     """Chunks whose states are found by a scan of logarithmic depth."""
     system = System.of(emit, node)
-    _refuse_short_floats(system)
+    refuse_short_floats(system)
     u = emit(aten.flip.default, system.u, [0]) if system.reverse else system.u
     size = SIZES[0]
     blocks = Blocks(emit, u, size=size)
@@ -156,7 +157,8 @@ def _in_front(x: fx.Node, count: int) -> list[int]:
     return [0, 0] * (x.meta["val"].dim() - 1) + [count, 0]
 
 
-def _refuse_short_floats(system: System) -> None:
+def refuse_short_floats(system: System) -> None:
+    """Raises Refused for floats of 16 bits."""
     dtype = system.u.meta["val"].dtype
     if dtype not in (torch.float32, torch.float64):
         raise Refused(f"sums over a chunk lose too much in {dtype}")
@@ -366,12 +368,20 @@ class Chunks:
         return emit(aten.add.Tensor, within, emit(aten.matmul.default, states, self.read))
 
 
+def _few(node: fx.Node) -> dict[str, float]:
+    u = named_args(node)["u"].meta["val"]
+    row = int(u.shape[2]) * u.dtype.itemsize
+    return {"direct": DIRECT if DIRECT * row <= KERNEL_BYTES else KERNEL_BYTES // row}
+
+
 LOWERINGS = (
     Lowering(
         "seqc::lti_scan",
         "chunked",
         f"products of chunks of {SIZES[0]} steps with matrices known beforehand, the states between them in a loop",
         chunked,
+        short=_few,
+        timed="u",
     ),
     Lowering("seqc::lti_scan", "sequential", "a loop over steps", sequential),
     Lowering(

@@ -2,6 +2,7 @@
 
 from seqc.ops import (
     causal_conv,
+    fft_conv,
     gated_rnn,
     left_padded_conv,
     linear_attention,
@@ -16,6 +17,7 @@ from seqc.ops import (
 
 __all__ = [
     "causal_conv",
+    "fft_conv",
     "gated_rnn",
     "left_padded_conv",
     "linear_attention",

@@ -105,6 +105,16 @@ def test_a_softmax_scan_of_few_steps_is_one_loop() -> None:
         assert_same(run(compiled, given), call(*given), 2e-6)
 
 
+def test_one_step_of_a_loop_is_written_without_the_loop() -> None:
+    """A choice of its own, so that a single step pays for no Scan."""
+    program, _ = lowered("linear_attention gated plain", "onnx", "auto")
+    (node,) = choices(program)
+    chosen = choice(node)
+    assert chosen.most == 1 and not any(is_recurrence(n) for n in chosen.short.graph.nodes)
+    (inner,) = [n for n in chosen.long.graph.nodes if is_choice(n)]
+    assert choice(inner).most == FEW_STEPS and any(is_recurrence(n) for n in choice(inner).short.graph.nodes)
+
+
 @pytest.mark.parametrize(("length", "form"), [(5, "LinearAttention"), (1, "LinearAttention"), (2 * CHUNK + 3, "Scan")])
 def test_a_length_that_is_known_is_decided_at_compile_time(length: int, form: str) -> None:
     given = shared_keys(length)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 import seqc
 import seqc.ops
 from seqc.backends.onnx import export
+from seqc.backends.onnx.left_padded_conv import FEW_STEPS, MANY_TAPS, WIDE
 from seqc.lowerings import FORMS
 from seqc.lowerings.lower import Lower
 from seqc.pipeline import run_passes
@@ -84,6 +87,53 @@ def test_the_padding_is_the_convolution_s_own() -> None:
     assert list(conv.attributes["pads"].as_ints()) == [3, 0]
     assert not {"Pad", "Concat", "Slice"} & set(operators(exported))
     checked(exported)
+
+
+class Wide(nn.Module):
+    def __init__(self, channels: int, taps: int, stateful: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(channels, 1, taps)), nn.Parameter(torch.randn(channels))
+        self.stateful = stateful
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = torch.ops.seqc.causal_conv(x, self.weight, self.bias, state if self.stateful else None, 1)
+        return (found[0],)
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize(("channels", "taps"), [(WIDE, 4), (16, MANY_TAPS)])
+def test_weights_are_laid_out_by_the_runtime(channels: int, taps: int, stateful: bool, tmp_path: Path) -> None:
+    """Over an image of one row, in a branch that holds the weights: few steps of many channels, or many taps."""
+    model = Wide(channels, taps, stateful)
+    given = torch.randn(1, channels, 9), torch.randn(1, channels, taps - 1)
+    program = seqc.trace(model, given, [{2: "sequence"}, {}])
+    run_passes(program, [Lower(TARGETS["ort-cpu"], {"causal_conv": "conv"})])
+    exported = export(program)
+    checked(exported)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    compiled = onnxruntime.InferenceSession(ir.serde.serialize_model(exported).SerializeToString(), options)
+    optimized = ir.load(tmp_path / "optimized.onnx")
+    assert [n.domain for n in optimized.graph.all_nodes() if n.op_type == "Conv"].count("com.microsoft.nchwc") == 1
+    names = [i.name for i in compiled.get_inputs()]
+    for length in (1, 2, taps, FEW_STEPS - 1, FEW_STEPS, FEW_STEPS + 1, 300):
+        given = torch.randn(1, channels, length), torch.randn(1, channels, taps - 1)
+        feeds = {name: x.numpy() for name, x in zip(("x", "state"), given, strict=True) if name in names}
+        assert_same(compiled.run(None, feeds), model(*given), 1e-5)
+
+
+def test_weights_that_are_computed_stay_over_a_line() -> None:
+    class Computed(nn.Module):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return torch.ops.seqc.causal_conv(x, weight, None, None, 1)[0]
+
+    given = torch.randn(1, WIDE, 9), torch.randn(WIDE, 1, MANY_TAPS)
+    program = seqc.trace(Computed(), given, [{2: "sequence"}, {}])
+    run_passes(program, [Lower(TARGETS["ort-cpu"], {"causal_conv": "conv"})])
+    exported = export(program)
+    (conv,) = [n for n in exported.graph.all_nodes() if n.op_type == "Conv"]
+    assert len(conv.attributes["kernel_shape"].as_ints()) == 1
+    assert_same(run(session(exported), given), [Computed()(*given)], 1e-5)
 
 
 def test_extreme_values_stay_where_they_are() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from seqc.backends.onnx import export
 from seqc.errors import UnsupportedOpError
 from seqc.lowerings import FORMS
 from seqc.lowerings.lower import Lower
+from seqc.lowerings.lti_scan import DIRECT, KERNEL_BYTES
 from seqc.passes import FoldConstants
 from seqc.pipeline import run_passes
 from seqc.program import Program
@@ -71,7 +74,77 @@ def lowered(model: System, form: str, target: str = "onnx", trip: int | None = N
     return program
 
 
-@pytest.mark.parametrize("form", FORMS["lti_scan"])
+CONVOLUTIONS = ("direct", "fft")
+
+
+class FromZeros(System):
+    """Without a state of its own; its final one is not read."""
+
+    def forward(self, u: torch.Tensor) -> Tensors:  # type: ignore[override]
+        m, k = self.b.shape[1:]
+        state = u.new_zeros(u.shape[1], m, D, k).transpose(1, 2) if k == 1 else u.new_zeros(u.shape[1], D, m, k)
+        return (torch.ops.seqc.lti_scan(self.a, self.b, self.c, self.d, u, state, self.reverse)[0],)
+
+
+def from_zeros(model: FromZeros, form: str, most: int) -> tuple[Program, Sequence[str]]:
+    """The program in ``form``, for at most ``most`` steps, and the reasons given."""
+    forced = {} if form == "auto" else {"lti_scan": form}
+    axes = [{0: torch.export.Dim("sequence", max=most), 1: "batch"}]
+    program = seqc.trace(model, inputs(model, 5)[:1], axes)
+    record, _ = run_passes(program, [Lower(TARGETS["onnx"], forced), FoldConstants()])
+    return program, record.reasons
+
+
+def steps(model: FromZeros, u: torch.Tensor) -> Tensors:
+    state = torch.zeros(B, *model.b.shape)
+    parts = [x.detach().double() for x in (model.a, model.b, model.c, model.d, u, state)]
+    return (torch.ops.seqc.lti_scan(*parts, model.reverse)[0].float(),)
+
+
+@pytest.mark.parametrize("form", [*CONVOLUTIONS, "auto"])
+@pytest.mark.parametrize(
+    ("name", "reverse"), [*((name, False) for name in SYSTEMS), ("complex", True), ("dense", True)]
+)
+def test_a_system_that_starts_from_zeros_may_be_a_convolution(name: str, reverse: bool, form: str) -> None:
+    model = FromZeros(name, reverse)
+    compiled = session(export(from_zeros(model, form, 300)[0]))
+    for length in (1, 2, 15, 16, 17, DIRECT - 1, DIRECT, DIRECT + 1, 300):
+        (u, _) = inputs(model, length)
+        assert_same(run(compiled, [u]), steps(model, u), 2e-5)
+
+
+def test_few_steps_from_zeros_are_one_convolution() -> None:
+    program, (reason,) = from_zeros(FromZeros("complex"), "auto", 4096)
+    assert "lti_scan as chunked: " in reason and f", but direct for at most {DIRECT} steps" in reason
+    assert any(weight.shape == (D, 1, DIRECT) for weight in program.weights.values()), "its kernel is a weight"
+    assert FoldConstants().small_bytes >= KERNEL_BYTES
+    program = lowered(System("complex", stateful=False), "auto")
+    assert not any(weight.shape == (D, 1, DIRECT) for weight in program.weights.values()), "it starts from a state"
+
+
+@pytest.mark.parametrize(
+    ("model", "most", "reason"),
+    [
+        (System("complex", stateful=False), 64, "it starts from a state that may not be zero"),
+        (FromZeros("complex"), 65536, "a kernel of more than 2048 steps is too large: give the dimension a bound"),
+    ],
+)
+def test_what_cannot_be_a_convolution_is_refused(model: System, most: int, reason: str) -> None:
+    with pytest.raises(UnsupportedOpError, match=reason):
+        lowered(model, "direct") if type(model) is System else from_zeros(model, "direct", most)
+
+
+def test_a_final_state_that_is_read_is_no_convolution() -> None:
+    class Ends(FromZeros):
+        def forward(self, u: torch.Tensor) -> Tensors:  # type: ignore[override]
+            state = u.new_zeros(u.shape[1], *self.b.shape)
+            return tuple(torch.ops.seqc.lti_scan(self.a, self.b, self.c, self.d, u, state))
+
+    with pytest.raises(UnsupportedOpError, match="direct: the final state is read"):
+        from_zeros(Ends("complex"), "direct", 64)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS["lti_scan"] if form not in CONVOLUTIONS])
 @pytest.mark.parametrize(
     ("name", "reverse"), [*((name, False) for name in SYSTEMS), ("complex", True), ("dense", True)]
 )

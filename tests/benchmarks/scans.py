@@ -60,7 +60,7 @@ class Calls(nn.Module):
 @dataclass(frozen=True)
 class Case:
     """A recurrence of a real model's size: the op, and inputs of which those in ``timed`` have time as axis
-    ``axis``; ``fused`` is it as one loop in C++, where there is one."""
+    ``axis``; ``fused`` is it as one loop in C++, where there is one. There are at most ``most`` steps."""
 
     op: str
     function: Callable[..., Tensors]
@@ -68,6 +68,7 @@ class Case:
     timed: tuple[int, ...]
     axis: int = 0
     fused: Callable[..., Tensors] | None = None
+    most: int = 65536
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -107,10 +108,6 @@ def _ratio(found: Tensors) -> Tensors:
     return (found[1] / found[2],)
 
 
-def _conv(length: int) -> Tensors:
-    return torch.randn(1, 1536, length), torch.randn(1536, 1, 4), torch.randn(1536)
-
-
 class Systems(nn.Module):
     """A state space of complex diagonal states per channel, as S4D's."""
 
@@ -122,6 +119,24 @@ class Systems(nn.Module):
 
     def forward(self, u: torch.Tensor, state: torch.Tensor) -> Tensors:
         return tuple(ops.lti_scan(self.a, self.b, self.c, self.d, u, state)[:1])
+
+
+class SystemsFromZeros(Systems):
+    """The same without a state of its own, as models that are given whole sequences."""
+
+    def forward(self, u: torch.Tensor) -> Tensors:  # type: ignore[override]
+        return super().forward(u, u.new_zeros(u.shape[1], *self.b.shape))
+
+
+class Convolution(nn.Module):
+    """A causal convolution of each channel."""
+
+    def __init__(self, channels: int, taps: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(channels, 1, taps)), nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: torch.Tensor) -> Tensors:
+        return tuple(ops.causal_conv(x, self.weight, self.bias, None)[:1])
 
 
 class Cells(nn.Module):
@@ -188,17 +203,23 @@ CASES = {
         lambda length: (torch.randn(length, 1, 1024), torch.zeros(1, 1024, 32, 2)),
         (0,),
     ),
+    "time-invariant, 1024 x 32 complex, from zeros": Case(
+        "lti_scan", SystemsFromZeros(1024, 32), lambda length: (torch.randn(length, 1, 1024),), (0,), most=8192
+    ),
     "LSTM, 256 units": Case("gated_rnn", Cells("lstm", 256), _cells(256), (0,)),
     "GRU, 256 units": Case("gated_rnn", Cells("gru", 256), _cells(256), (0,)),
     "causal convolution, 1536 x 4": Case(
-        "causal_conv", lambda x, w, b: ops.causal_conv(x, w, b, None)[:1], _conv, (0,), axis=2
+        "causal_conv", Convolution(1536, 4), lambda length: (torch.randn(1, 1536, length),), (0,), axis=2
+    ),
+    "causal convolution, 256 x 31": Case(
+        "causal_conv", Convolution(256, 31), lambda length: (torch.randn(1, 256, length),), (0,), axis=2
     ),
 }
 
 
 def written(case: Case, form: str | None) -> tuple[bytes, str] | None:
     """The model of the case in ``form`` (None: the chosen one), with how it was written; None where that refuses."""
-    sequence = torch.export.Dim("sequence", max=65536)  # some forms need a bound
+    sequence = torch.export.Dim("sequence", max=case.most)  # some forms need a bound
     shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
     model = case.function if isinstance(case.function, nn.Module) else Calls(case.function)
     program = seqc.trace(model, case.inputs(9), shapes)

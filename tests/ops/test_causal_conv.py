@@ -75,3 +75,12 @@ def test_torch_finds_schema_and_shapes_right(stateful: bool) -> None:
 def test_left_padded_conv_with_all_zeros_in_front_is_the_causal_one() -> None:
     x, weight, bias = rand(B, D, 5), rand(D, 1, 3), rand(D)
     assert torch.equal(ops.left_padded_conv(x, weight, bias, 4, 2), ops.causal_conv(x, weight, bias, None, 2)[0])
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 64])
+def test_fft_conv_is_the_causal_convolution_with_the_kernel_mirrored(length: int) -> None:
+    x, kernel = torch.randn(2, 3, length, dtype=torch.float64), torch.randn(3, 64, dtype=torch.float64)
+    found = ops.fft_conv(x, kernel)
+    expected = ops.causal_conv(x, kernel[:, :length].flip(1).unsqueeze(1), None, None, 1)[0]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    torch.library.opcheck(ops.fft_conv.default, (x, kernel), test_utils=("test_schema", "test_faketensor"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+import seqc
 from seqc.text import text
 from tests.helpers.programs import capture_program, loop_program
 
@@ -63,3 +64,11 @@ def test_a_change_of_a_literal_shows() -> None:
     (add,) = [n for n in program.graph.nodes if n.target is torch.ops.aten.add.Tensor]
     add.args = (add.args[0], 2.5)
     assert text(program) == before.replace("1.5", "2.5") != before
+
+
+def test_a_program_and_what_is_compiled_from_it_are_told_in_one_line() -> None:
+    """In a Python shell, where thousands of lines of weights would hide all before them."""
+    compiled = seqc.compile(nn.Linear(4, 5), (torch.randn(2, 4),), dynamic_shapes=[{0: "batch"}])
+    told = "input: float32[batch, 4] -> output: float32[batch, 5]>"
+    assert repr(compiled.program) == f"<Program of 1 nodes: {told}"
+    assert repr(compiled) == f"<Compiled for onnx: <Program of 1 nodes: {told}>"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 import seqc.ops  # noqa: F401
@@ -50,3 +52,28 @@ def onnx_rnn(
     )
     h, *c = (op.Squeeze(final, ints(0)) for final in finals)
     return op.Squeeze(steps, ints(1)), h, *(c or [op.Identity(cell)])
+
+
+@translates(TRANSLATIONS, torch.ops.seqc.fft_conv.default)
+def fft_conv(x: Value, kernel: Value) -> Value:
+    """The inverse transform of the product of two; the runtime's are fast where the size is a power of two."""
+    length = op.Shape(x, start=2, end=3)
+    doublings = op.Log(op.Mul(op.Cast(length, to=ir.DataType.DOUBLE), _double(2.0)))
+    rounded = op.Ceil(op.Sub(op.Div(doublings, _double(math.log(2.0))), _double(1e-9)))
+    size = op.Squeeze(op.Cast(op.Pow(_double(2.0), rounded), to=ir.DataType.INT64))
+    a, b = _transform(x, size, 2)
+    c, d = _transform(op.Slice(kernel, ints(0), length, ints(1)), size, 1)
+    real = op.Sub(op.Mul(a, c), op.Mul(b, d))
+    imaginary = op.Add(op.Mul(a, d), op.Mul(b, c))
+    found = op.DFT(op.Concat(real, imaginary, axis=3), size, axis=2, inverse=1)
+    return op.Squeeze(op.Slice(found, ints(0, 0), op.Concat(length, ints(1), axis=0), ints(2, 3)), ints(3))
+
+
+def _double(value: float) -> Value:
+    return op.Constant(value=ir.tensor([value], dtype=ir.DataType.DOUBLE))
+
+
+def _transform(x: Value, size: Value, axis: int) -> tuple[Value, Value]:
+    """Real and imaginary parts [..., size, 1] of the transform along the last axis, ``axis``."""
+    found = op.DFT(op.Unsqueeze(x, ints(-1)), size, axis=axis)
+    return op.Slice(found, ints(0), ints(1), ints(-1)), op.Slice(found, ints(1), ints(2), ints(-1))

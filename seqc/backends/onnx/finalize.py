@@ -8,6 +8,7 @@ import onnxscript.version_converter
 
 from seqc import _torch
 from seqc.backends.onnx.invariants import hoist
+from seqc.backends.onnx.left_padded_conv import hold_weights
 from seqc.backends.onnx.optimize import optimize
 from seqc.errors import UnsupportedOpError
 from seqc.program import Program
@@ -29,6 +30,7 @@ def finalize(model: ir.Model, program: Program, opset: int) -> ir.Model:
         _name(model, program)  # the optimiser's shape inference goes by names and must not meet one twice
         optimize(model, _FOLD_LIMIT, _should_fold)
     hoist(model.graph)
+    hold_weights(model.graph)
     _name(model, program)
     _clean(model.graph, {})
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])

@@ -1,17 +1,22 @@
 """``seqc::left_padded_conv`` to ONNX ``Conv`` with padding in front only.
 
-A single step, as in streaming, is a product with the taps: ONNX Runtime's Conv does as many small matrix products as there
-are channels (measured on its CPU provider at 1536 channels, 4 taps, one step: 238 µs against 10 µs). Where the number of
-steps is known at run time only, an ``If`` chooses.
+Three ways, each where it is fastest on ONNX Runtime's CPU provider (``python -m tests.benchmarks.convolutions``); where the
+number of steps is known at run time only, an ``If`` chooses:
+
+* A single step, as in streaming, is a product with the taps: Conv does as many small matrix products as there are channels.
+* Over an image of one row, for which the runtime has a layout with channels inside: at any length from ``MANY_TAPS`` taps
+  on, and for at most ``FEW_STEPS`` steps of at least ``WIDE`` channels. It is taken for weights that the graph of the Conv
+  holds: :func:`hold_weights`.
+* Over a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-import torch
 import torch.fx as fx
 
 from seqc import _torch
@@ -21,6 +26,12 @@ from seqc.program import named_args
 if TYPE_CHECKING:
     from seqc.backends.onnx.translate import Translator, Values
 
+MANY_TAPS = 12
+FEW_STEPS = 128
+WIDE = 192
+
+Form = Callable[[ir.Graph], ir.Value]
+
 
 def lower(translator: Translator, node: fx.Node, graph: ir.Graph, values: Values) -> ir.Value:
     """Append the ONNX form of a left_padded_conv node to ``graph``."""
@@ -28,27 +39,50 @@ def lower(translator: Translator, node: fx.Node, graph: ir.Graph, values: Values
     x, weight, bias, left, dilation = arguments.values()
     inputs = [values[n.name] for n in (x, weight, bias) if n is not None]
     steps = reach(weight.meta["val"], dilation)
-    length = _torch.size_expr(node.meta["val"].shape[2])
+    channels, _, taps = (int(size) for size in weight.meta["val"].shape)
+    line, row = (partial(conv, inputs, left, dilation, over) for over in (False, True))
+    forms: list[tuple[str, int, Form]] = []
     # With zeros in front one step meets the last tap only, with a state in front all of them; between are no such forms.
-    single = left == steps or (left == 0 and dilation == 1)
-    if single and length == 1:
-        return _single(graph, inputs, left)
-    if not single or length.is_Integer:
-        return _conv(graph, inputs, weight.meta["val"], left, dilation)
-    branches = [ir.Graph([], [], nodes=[], name=f"{node.name}_{which}") for which in ("step", "steps")]
-    results = [_single(branches[0], inputs, left), _conv(branches[1], inputs, weight.meta["val"], left, dilation)]
-    for branch, result in zip(branches, results, strict=True):
+    if left == steps or (left == 0 and dilation == 1):
+        forms.append(("Equal", 1, partial(_single, inputs, left)))
+    known = inputs[1].const_value is not None
+    if known and taps < MANY_TAPS and channels >= WIDE:
+        forms.append(("LessOrEqual", FEW_STEPS, row))
+    otherwise = row if known and taps >= MANY_TAPS else line
+    length = _torch.size_expr(node.meta["val"].shape[2])
+    if length.is_Integer:
+        return next((form for _, most, form in forms if length <= most), otherwise)(graph)
+    for is_taken, most, form in reversed(forms):
+        size = most + steps - left
+        otherwise = partial(_if, translator, node, inputs[0], ir.tensor([size]), is_taken, form, otherwise)
+    return otherwise(graph)
+
+
+def _if(
+    translator: Translator,
+    node: fx.Node,
+    x: ir.Value,
+    size: ir.TensorProtocol,
+    is_taken: str,
+    form: Form,
+    otherwise: Form,
+    graph: ir.Graph,
+) -> ir.Value:
+    """``form`` where the steps of ``x`` are ``is_taken``, a comparison with ``size``."""
+    branches = [ir.Graph([], [], nodes=[], name=f"{node.name}_{which}") for which in ("few", "more")]
+    for branch, write in zip(branches, (form, otherwise), strict=True):
+        result = write(branch)
         translator.describe(result, node.meta["val"])
         branch.outputs.append(result)
-    size = _append(graph, "Shape", inputs[:1], ir.AttrInt64("start", 2), ir.AttrInt64("end", 3))
-    one = _append(graph, "Equal", [size, _ints(graph, steps + 1 - left)])
+    steps = _append(graph, "Shape", [x], ir.AttrInt64("start", 2), ir.AttrInt64("end", 3))
+    taken = _append(graph, is_taken, [steps, _append(graph, "Constant", [], ir.AttrTensor("value", size))])
     attributes = [ir.AttrGraph("then_branch", branches[0]), ir.AttrGraph("else_branch", branches[1])]
-    result = _append(graph, "If", [one], *attributes)
-    result.name = node.name
+    result = _append(graph, "If", [taken], *attributes)
+    result.name = f"{node.name}_{is_taken.lower()}"
     return result
 
 
-def _single(graph: ir.Graph, inputs: Sequence[ir.Value], left: int) -> ir.Value:
+def _single(inputs: Sequence[ir.Value], left: int, graph: ir.Graph) -> ir.Value:
     x, weight, *bias = inputs
     if left:
         last = _append(graph, "Gather", [weight, _ints(graph, -1)], ir.AttrInt64("axis", 2))
@@ -59,16 +93,48 @@ def _single(graph: ir.Graph, inputs: Sequence[ir.Value], left: int) -> ir.Value:
     return _append(graph, "Add", [y, _append(graph, "Unsqueeze", [bias[0], _ints(graph, 1)])]) if bias else y
 
 
-def _conv(graph: ir.Graph, inputs: Sequence[ir.Value], weight: torch.Tensor, left: int, dilation: int) -> ir.Value:
-    return _append(
+def conv(inputs: Sequence[ir.Value], left: int, dilation: int, over_image: bool, graph: ir.Graph) -> ir.Value:
+    """Append the Conv of ``inputs`` (x, weight and perhaps bias), over an image of one row or over a line."""
+    x, weight, *bias = inputs
+    assert weight.shape is not None
+    channels, _, taps = weight.shape.numpy()
+    first = [1] if over_image else []
+    none = [0] if over_image else []
+    if over_image:
+        assert weight.const_value is not None, "weights that are computed are not laid out"
+        kernel = ir.tensor(weight.const_value.numpy()[:, :, None])
+        weight = _append(graph, "Constant", [], ir.AttrTensor("value", kernel))
+        x = _append(graph, "Unsqueeze", [x, _ints(graph, 2)])
+    y = _append(
         graph,
         "Conv",
-        inputs,
-        ir.AttrInt64("group", int(weight.shape[0])),
-        ir.AttrInt64s("kernel_shape", [int(weight.shape[2])]),
-        ir.AttrInt64s("dilations", [dilation]),
-        ir.AttrInt64s("pads", [left, 0]),
+        [x, weight, *bias],
+        ir.AttrInt64("group", channels),
+        ir.AttrInt64s("kernel_shape", [*first, taps]),
+        ir.AttrInt64s("dilations", [*first, dilation]),
+        ir.AttrInt64s("pads", [*none, left, *none, 0]),
     )
+    return _append(graph, "Squeeze", [y, _ints(graph, 2)]) if over_image else y
+
+
+def hold_weights(graph: ir.Graph, outermost: bool = True) -> None:
+    """Give each Conv over an image that stands in a branch of ``graph`` copies of its weights there, in place.
+
+    They are few numbers, and optimisers move them to the outermost graph.
+    """
+    for node in list(graph):
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                hold_weights(attribute.as_graph(), outermost=False)
+        if outermost or node.op_type != "Conv":
+            continue
+        for i, weight in enumerate(node.inputs):
+            tensor = None if weight is None else weight.const_value
+            if tensor is not None and len(node.attributes["kernel_shape"].as_ints()) == 2:
+                held = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
+                held.outputs[0].dtype, held.outputs[0].shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
+                graph.insert_before(node, held)
+                node.replace_input_with(i, held.outputs[0])
 
 
 def _append(graph: ir.Graph, op: str, inputs: Sequence[ir.Value], *attributes: ir.Attr) -> ir.Value:
