@@ -110,6 +110,7 @@ def test_weights_are_laid_out_by_the_runtime(channels: int, taps: int, stateful:
     run_passes(program, [Lower(TARGETS["ort-cpu"], {"causal_conv": "conv"})])
     exported = export(program)
     checked(exported)
+    assert all(value.uses() for value in exported.graph.initializers.values()), "none is left behind"
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     compiled = onnxruntime.InferenceSession(ir.serde.serialize_model(exported).SerializeToString(), options)

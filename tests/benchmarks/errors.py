@@ -1,6 +1,6 @@
 """How the error of every form of every scan op grows with the length, in ONNX Runtime.
 
-``python -m tests.benchmarks.errors [--lengths 16 128 1024 8192] [--only NAME ...] [--write README.md]``
+``python -m tests.benchmarks.errors [--lengths 16 128 1024 4096] [--only NAME ...] [--write README.md]``
 
 The cases are those of :mod:`tests.benchmarks.scans`, in float32. An error is the largest difference from the reference
 implementation in float64, relative to the largest number of that; the exponent is the slope of the logarithm of the error
@@ -45,7 +45,7 @@ def exponent(lengths: list[int], values: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 128, 1024, 8192])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 128, 1024, 4096])
     parser.add_argument("--only", nargs="*", default=list(CASES), metavar="NAME")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table where FILE has the last one")
     options = parser.parse_args()

@@ -1,12 +1,16 @@
 """Every form of every scan op in ONNX Runtime, by length, against torch's loop over steps.
 
 ``python -m tests.benchmarks.scans [--lengths 1 64 512 2048 8192] [--rounds 7] [--only NAME ...] [--write README.md]``
+``python -m tests.benchmarks.scans --target ort-cuda``, on a machine with a GPU
 
 Batch 1, float32, two threads, all forms of a row interleaved in one process, medians (:func:`timing.repeated`; one pool of
 threads for all sessions, so that none spins while another is timed). A cell holds milliseconds and, in brackets, how many
 times slower than the best form of the row it is. A star marks what seqc chooses; where that is the graph of one form at every
 length it is measured as that form, else it is a column of its own. ``torch`` is the op as a loop in eager PyTorch, ``C++`` a
 fused loop compiled at run time (:mod:`fused`).
+
+With ``--target ort-cuda`` the forms of that target run by the CUDA provider, on inputs and outputs that stay on the GPU; torch
+and C++, which run on the CPU here, have no columns then.
 
 What is measured is kept in ``results/scans.json``, so that a table can be measured in parts. ``--write`` renders all of it to
 ``results/scans.txt`` and in its place in the README; with ``--only`` and no name nothing is measured.
@@ -19,6 +23,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -40,7 +45,7 @@ from tests.benchmarks.timing import repeated
 
 THREADS = 2
 RESULTS = Path(__file__).parent / "results" / "scans.json"
-TARGET = TARGETS["ort-cpu"]
+PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 Tensors = tuple[torch.Tensor, ...]
 Table = dict[str, dict[str, dict[str, float]]]
 """Seconds by case, length and column."""
@@ -217,14 +222,15 @@ CASES = {
 }
 
 
-def written(case: Case, form: str | None) -> tuple[bytes, str] | None:
+def written(case: Case, form: str | None, target: str = "ort-cpu") -> tuple[bytes, str] | None:
     """The model of the case in ``form`` (None: the chosen one), with how it was written; None where that refuses."""
     sequence = torch.export.Dim("sequence", max=case.most)  # some forms need a bound
     shapes = [{case.axis: sequence} if i in case.timed else {} for i in range(len(case.inputs(9)))]
     model = case.function if isinstance(case.function, nn.Module) else Calls(case.function)
     program = seqc.trace(model, case.inputs(9), shapes)
     try:
-        record, _ = run_passes(program, [Lower(TARGET, {} if form is None else {case.op: form}), FoldConstants()])
+        forced = {} if form is None else {case.op: form}
+        record, _ = run_passes(program, [Lower(TARGETS[target], forced), FoldConstants()])
     except seqc.errors.UnsupportedOpError:
         return None
     proto = ir.serde.serialize_model(export(program)).SerializeToString(deterministic=True)
@@ -233,27 +239,47 @@ def written(case: Case, form: str | None) -> tuple[bytes, str] | None:
     return proto, f"{few} or {name}" if few else name
 
 
-def columns(case: Case) -> dict[str, onnxruntime.InferenceSession]:
+def columns(case: Case, target: str = "ort-cpu") -> dict[str, onnxruntime.InferenceSession]:
     """A session for each form that takes the case, and one for what is chosen where that is none of them."""
-    forms = {form: pair[0] for form in FORMS[case.op] if (pair := written(case, form)) is not None}
-    found = written(case, None)
+    forms = {form: pair[0] for form in FORMS[case.op] if (pair := written(case, form, target)) is not None}
+    found = written(case, None, target)
     assert found is not None
     chosen, name = found
     star = {f"{form}*": proto for form, proto in forms.items() if proto == chosen} or {f"{name}*": chosen}
     rest = {form: proto for form, proto in forms.items() if proto != chosen}
-    return {form: _session(proto) for form, proto in {**star, **rest}.items()}
+    return {form: _session(proto, PROVIDERS[target]) for form, proto in {**star, **rest}.items()}
 
 
-def _session(proto: bytes) -> onnxruntime.InferenceSession:
+def _session(proto: bytes, provider: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(proto, options, providers=[provider])
 
 
-def row(case: Case, sessions: dict[str, onnxruntime.InferenceSession], length: int, rounds: int) -> dict[str, float]:
+def bound(session: onnxruntime.InferenceSession, given: Tensors, device: str) -> onnxruntime.IOBinding:
+    """The call of ``session`` on ``given``, whose inputs and outputs stay on ``device``."""
+    binding = session.io_binding()
+    for port, x in zip(session.get_inputs(), given, strict=True):
+        binding.bind_ortvalue_input(port.name, onnxruntime.OrtValue.ortvalue_from_numpy(x.numpy(), device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+    return binding
+
+
+def _run(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+
+
+def row(
+    case: Case, sessions: dict[str, onnxruntime.InferenceSession], length: int, rounds: int, device: str = "cpu"
+) -> dict[str, float]:
     given = case.inputs(length)
     candidates: dict[str, Callable[[], object]] = {}
+    if device != "cpu":
+        calls = {form: bound(session, given, device) for form, session in sessions.items()}
+        return repeated({form: partial(_run, sessions[form], binding) for form, binding in calls.items()}, rounds)
     for form, session in sessions.items():
         feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=True)}
         candidates[form] = lambda s=session, f=feeds: s.run(None, f)
@@ -291,22 +317,29 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 64, 512, 2048, 8192])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", default=list(CASES), metavar="NAME")
+    parser.add_argument("--target", choices=PROVIDERS, default="ort-cpu")
     parser.add_argument("--dry", action="store_true", help="keep nothing of what is measured")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table where FILE has the last one")
     options = parser.parse_args()
+    provider, device = PROVIDERS[options.target], options.target.removeprefix("ort-")
+    if provider not in onnxruntime.get_available_providers():
+        parser.error(f"this onnxruntime has no {provider}: install onnxruntime-gpu on a machine with a GPU")
+    if options.write is not None and options.target != "ort-cpu":
+        parser.error("the README shows ort-cpu only: leave out --write")
+    results = RESULTS if options.target == "ort-cpu" else RESULTS.with_stem(f"{RESULTS.stem}-{options.target}")
     warnings.simplefilter("ignore")
     torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
     onnxruntime.set_global_thread_pool_sizes(THREADS, 1)
-    table: Table = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.dry else {}
+    table: Table = json.loads(results.read_text()) if results.exists() and not options.dry else {}
     for name in options.only:
-        sessions = columns(CASES[name])
+        sessions = columns(CASES[name], options.target)
         table[name] = {}
         for length in options.lengths:
-            table[name][str(length)] = row(CASES[name], sessions, length, options.rounds)
+            table[name][str(length)] = row(CASES[name], sessions, length, options.rounds, device)
         print(render({name: table[name]}), flush=True)
         if not options.dry:
-            RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+            results.write_text(json.dumps(table, indent=1) + "\n")
     if options.write is not None:
         shown = RESULTS.with_suffix(".txt")
         text = options.write.read_text()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import onnxruntime
 import pytest
 import torch
 
 from tests.benchmarks import fused
-from tests.benchmarks.scans import CASES
+from tests.benchmarks.scans import CASES, bound, written
 
 
 @pytest.mark.skipif(fused.library() is None, reason="no g++ here")
@@ -30,3 +31,17 @@ def test_loading_the_loops_leaves_subnormal_numbers_on() -> None:
 def test_without_a_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert fused.library.__wrapped__() is None
+
+
+def test_a_call_bound_to_a_device_gives_what_a_call_gives() -> None:
+    """How forms are timed on a GPU, here on the CPU."""
+    case = CASES["diagonal, 2048"]
+    found = written(case, "sequential")
+    assert found is not None
+    session = onnxruntime.InferenceSession(found[0])
+    given = case.inputs(3)
+    binding = bound(session, given, "cpu")
+    session.run_with_iobinding(binding)
+    expected = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=True)})
+    for result, wanted in zip(binding.copy_outputs_to_cpu(), expected, strict=True):
+        assert (result == wanted).all()

@@ -8,7 +8,7 @@ import onnxscript.version_converter
 
 from seqc import _torch
 from seqc.backends.onnx.invariants import hoist
-from seqc.backends.onnx.left_padded_conv import hold_weights
+from seqc.backends.onnx.left_padded_conv import hold_biases
 from seqc.backends.onnx.optimize import optimize
 from seqc.errors import UnsupportedOpError
 from seqc.program import Program
@@ -30,7 +30,7 @@ def finalize(model: ir.Model, program: Program, opset: int) -> ir.Model:
         _name(model, program)  # the optimiser's shape inference goes by names and must not meet one twice
         optimize(model, _FOLD_LIMIT, _should_fold)
     hoist(model.graph)
-    hold_weights(model.graph)
+    hold_biases(model.graph)
     _name(model, program)
     _clean(model.graph, {})
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
@@ -60,8 +60,9 @@ def _redefined(operator: str, opset: int) -> bool:
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """A transposed weight keeps its name, bytes and sharing: runtimes fold the transpose when they load the model."""
-    return False if node.op_type == "Transpose" else None
+    """A weight that is transposed, or a kernel that is unsqueezed, keeps its name, bytes and sharing: runtimes fold that."""
+    is_kernel = node.op_type == "Unsqueeze" and any(use.node.op_type == "Conv" for use in node.outputs[0].uses())
+    return False if node.op_type == "Transpose" or is_kernel else None
 
 
 def _name(model: ir.Model, program: Program) -> None:

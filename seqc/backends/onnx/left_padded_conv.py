@@ -6,7 +6,7 @@ number of steps is known at run time only, an ``If`` chooses:
 * A single step, as in streaming, is a product with the taps: Conv does as many small matrix products as there are channels.
 * Over an image of one row, for which the runtime has a layout with channels inside: at any length from ``MANY_TAPS`` taps
   on, and for at most ``FEW_STEPS`` steps of at least ``WIDE`` channels. It is taken for weights that the graph of the Conv
-  holds: :func:`hold_weights`.
+  holds: :func:`hold_biases`.
 * Over a line.
 """
 
@@ -101,10 +101,7 @@ def conv(inputs: Sequence[ir.Value], left: int, dilation: int, over_image: bool,
     first = [1] if over_image else []
     none = [0] if over_image else []
     if over_image:
-        assert weight.const_value is not None, "weights that are computed are not laid out"
-        kernel = ir.tensor(weight.const_value.numpy()[:, :, None])
-        weight = _append(graph, "Constant", [], ir.AttrTensor("value", kernel))
-        x = _append(graph, "Unsqueeze", [x, _ints(graph, 2)])
+        x, weight = (_append(graph, "Unsqueeze", [value, _ints(graph, 2)]) for value in (x, weight))
     y = _append(
         graph,
         "Conv",
@@ -117,24 +114,24 @@ def conv(inputs: Sequence[ir.Value], left: int, dilation: int, over_image: bool,
     return _append(graph, "Squeeze", [y, _ints(graph, 2)]) if over_image else y
 
 
-def hold_weights(graph: ir.Graph, outermost: bool = True) -> None:
-    """Give each Conv over an image that stands in a branch of ``graph`` copies of its weights there, in place.
+def hold_biases(graph: ir.Graph) -> None:
+    """Give each Conv over an image that stands in a branch of ``graph``, the outermost, a copy of its bias there, in place.
 
-    They are few numbers, and optimisers move them to the outermost graph.
+    The kernel, which is unsqueezed there, becomes the branch's own when the runtime loads the model.
     """
-    for node in list(graph):
-        for attribute in node.attributes.values():
-            if attribute.type is ir.AttributeType.GRAPH:
-                hold_weights(attribute.as_graph(), outermost=False)
-        if outermost or node.op_type != "Conv":
+    for node in list(graph.all_nodes()):
+        if node.op_type != "Conv" or node.graph is graph or len(node.inputs) < 3:
             continue
-        for i, weight in enumerate(node.inputs):
-            tensor = None if weight is None else weight.const_value
-            if tensor is not None and len(node.attributes["kernel_shape"].as_ints()) == 2:
-                held = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
-                held.outputs[0].dtype, held.outputs[0].shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
-                graph.insert_before(node, held)
-                node.replace_input_with(i, held.outputs[0])
+        bias = node.inputs[2]
+        if bias is None or bias.const_value is None or len(node.attributes["kernel_shape"].as_ints()) == 1:
+            continue
+        held = ir.Node("", "Constant", [], [ir.AttrTensor("value", bias.const_value)])
+        held.outputs[0].dtype, held.outputs[0].shape = bias.const_value.dtype, bias.shape
+        assert node.graph is not None
+        node.graph.insert_before(node, held)
+        node.replace_input_with(2, held.outputs[0])
+        if bias.is_initializer() and not bias.uses():
+            del graph.initializers[str(bias.name)]
 
 
 def _append(graph: ir.Graph, op: str, inputs: Sequence[ir.Value], *attributes: ir.Attr) -> ir.Value:
