@@ -1,14 +1,18 @@
-"""Sizes that are, for every number of steps, a simpler one: ``min(n, 4 * ceil(n / 4))`` is ``n``."""
+"""The least value of a size; sizes that are, for every number of steps, a simpler one: ``min(n, 4 * ceil(n / 4))`` is ``n``."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import sympy
 import torch
 
 from seqc import _torch
+
+if TYPE_CHECKING:
+    from seqc.program import Dim
 
 # Lengths that are looked at besides all up to three times the largest number in a size.
 _FAR = (4099, 8190, 65536, 1000003)
@@ -41,3 +45,8 @@ def _even(expr: Any, time: sympy.Symbol) -> Any:
     lengths = (*range(1, 3 * max(numbers, default=1) + 9), *_FAR)
     even = all(int(_torch.emit_expr(expr, {time: n})) == slope * n + base for n in lengths)
     return slope * time + base if even else expr
+
+
+def least(dims: Iterable[Dim], size: int | torch.SymInt) -> int | None:
+    """The least value that ``size`` is proved to take for all sizes in the ranges of ``dims``; None where nothing is proved."""
+    return _torch.lower_bound(size, {d.symbol: (d.min, d.max) for d in dims})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 import torch.fx as fx
 
 from seqc.emit import Emitter
+from seqc.program import Dim, named_args
+from seqc.sizes import least
 
 aten = torch.ops.aten
 
@@ -31,7 +33,8 @@ class Lowering:
     besides the standard one: a target that lacks one is not offered it. ``opset`` is the first ONNX opset with the operators
     it needs. ``cpu_only(node)`` says why ONNX Runtime may run it on a CPU only, else "". ``short(node)`` gives forms that are
     faster for few steps, each with how many that are (``math.inf``: it is faster at any length, 0: it is not): the first that
-    the target has is taken for those, chosen in the graph; ``timed`` is the argument with time at axis 0.
+    the target has is taken for those, chosen in the graph; ``timed`` is the argument with time at axis 0. A form that
+    ``needs_steps`` fails where there are none.
 
     A form that is read off what a loop's body happens to compute is compared with the loop before it is used: on random
     numbers in float64, over at least ``confirmed_over`` steps (None: not compared), to a relative error of ``agreement``.
@@ -46,8 +49,15 @@ class Lowering:
     cpu_only: Callable[[fx.Node], str] = lambda node: ""
     short: Callable[[fx.Node], dict[str, float]] = lambda node: {}
     timed: str = ""
+    needs_steps: bool = False
     confirmed_over: int | None = None
     agreement: float = 1e-10
+
+
+def always_steps(dims: Iterable[Dim], node: fx.Node, form: Lowering) -> bool:
+    """Whether ``node``, of which ``form`` is one, is proved to have at least one step."""
+    low = least(dims, named_args(node)[form.timed].meta["val"].shape[0])
+    return low is not None and low >= 1
 
 
 Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[list[fx.Node], list[fx.Node]]]

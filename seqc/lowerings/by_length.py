@@ -27,10 +27,16 @@ aten = torch.ops.aten
 
 
 def by_length(
-    emit: Emitter, node: fx.Node, form: Lowering, others: Mapping[Lowering, int], weights: Iterable[fx.Node]
+    emit: Emitter,
+    node: fx.Node,
+    form: Lowering,
+    others: Mapping[Lowering, int],
+    weights: Iterable[fx.Node],
+    single_steps: bool,
 ) -> tuple[list[fx.Node], str]:
     """``form`` of ``node``, or for few steps the first of ``others`` that takes it, each given with the number of steps up to
-    which it is faster; and what is said of that one, empty where none does. Raises Refused as ``form`` does.
+    which it is faster; and what is said of that one, empty where none does. Where that is a loop, ``single_steps`` are
+    written without it; there has to be at least one step then. Raises Refused as ``form`` does.
     """
     steps = named_args(node)[form.timed]
     trip = steps.meta["val"].shape[0]
@@ -69,7 +75,7 @@ def by_length(
             return short, f"{few.name} for at most {most} steps"
         written = emit.since(middle)
         results = choice(short, written, most, long)
-        if any(map(is_recurrence, written)):
+        if single_steps and any(map(is_recurrence, written)):
             before = emit.mark()
             with emit.at_most(1):
                 single = _written(few, emit, node)

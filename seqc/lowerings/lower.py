@@ -15,7 +15,7 @@ from seqc.classify.confirm import largest_error_between
 from seqc.emit import Emitter
 from seqc.errors import UnsupportedOpError
 from seqc.lowerings import SETTINGS, WHERE_POSSIBLE
-from seqc.lowerings.base import Lowering, Refused, short_name
+from seqc.lowerings.base import Lowering, Refused, always_steps, short_name
 from seqc.lowerings.by_length import by_length
 from seqc.lowerings.table import forms_of
 from seqc.ops.recurrence import is_branch, is_recurrence, parts
@@ -117,11 +117,18 @@ class Lower:
                     raise Refused(f"it needs opset {form.opset}, not {opset}")
                 if not self.target.on_cpu and (why := form.cpu_only(node)):
                     raise Refused(why)
-                others = {other: int(most) for other, most in faster[form].items() if most != math.inf}
+                some_steps = not form.timed or always_steps(program.dims, node, form)
+                if form.needs_steps and not some_steps:
+                    raise Refused("there may be no steps")
+                others = {
+                    other: int(most)
+                    for other, most in faster[form].items()
+                    if most != math.inf and (some_steps or not other.needs_steps)
+                }
                 with emit.before(node):
                     results: list[fx.Node] | None
                     if others:
-                        results, few = by_length(emit, node, form, others, weights)
+                        results, few = by_length(emit, node, form, others, weights, some_steps)
                     else:
                         results, few = form.write(emit, node, **self.settings.get(form.name, {})), ""
                 if results is not None and form.confirmed_over is not None:

@@ -121,11 +121,15 @@ LOWERINGS = (
         "direct",
         "one convolution with the kernel, which is computed at compile time",
         direct,
+        timed="u",
+        needs_steps=True,
     ),
     Lowering(
         "seqc::lti_scan",
         "fft",
         "a product of Fourier transforms with the kernel's",
         fft,
+        timed="u",
+        needs_steps=True,
     ),
 )

@@ -32,6 +32,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.ops.choose import choose
+from seqc.sizes import least
 
 if TYPE_CHECKING:
     from seqc.program import Dim
@@ -181,7 +182,7 @@ def parts(node: fx.Node) -> Parts:
 def always_steps(dims: Iterable[Dim], loop: Parts) -> bool:
     """Whether the trip count is proved to be at least 1 for all sizes in the ranges of ``dims``."""
     trip = loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip
-    low = _torch.lower_bound(trip, {d.symbol: (d.min, d.max) for d in dims})
+    low = least(dims, trip)
     return low is not None and low >= 1
 
 

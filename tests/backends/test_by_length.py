@@ -7,6 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 import torch
+from torch import nn
 
 import seqc
 from seqc.backends.onnx import export
@@ -113,6 +114,37 @@ def test_one_step_of_a_loop_is_written_without_the_loop() -> None:
     assert chosen.most == 1 and not any(is_recurrence(n) for n in chosen.short.graph.nodes)
     (inner,) = [n for n in chosen.long.graph.nodes if is_choice(n)]
     assert choice(inner).most == FEW_STEPS and any(is_recurrence(n) for n in choice(inner).short.graph.nodes)
+
+
+def test_where_there_may_be_no_steps_none_is_written_by_itself() -> None:
+    """A step that is not there cannot be read, and a convolution of no steps fails in ONNX Runtime."""
+
+    class Later(nn.Module):
+        """Two scans behind the first step, which there always is."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ParameterList([torch.rand(16, 3, 1, 1), torch.randn(16, 3, 1), torch.randn(16, 3, 1)])
+            self.d = nn.Parameter(torch.randn(16))
+
+        def forward(self, x: torch.Tensor) -> Tensors:
+            u, none = x[1:], x.new_zeros(x.shape[1], 16, 3, 1)
+            y = ops.lti_scan(*self.parts, self.d, u, none)[0]
+            q = u.unsqueeze(2)
+            return y, ops.linear_attention(q, q, q, x.new_zeros(x.shape[1], 1, 16, 16), None, None)[0]
+
+    def inputs(length: int) -> Tensors:
+        return (torch.randn(length, 2, 16),)
+
+    model = Later()
+    program = seqc.trace(model, inputs(5), [{0: "sequence", 1: "batch"}])
+    (record,) = run_passes(program, [Lower(TARGETS["onnx"])])
+    assert not any("direct" in reason for reason in record.reasons)
+    assert [choice(node).most for node in choices(program)] == [FEW_STEPS]
+    compiled = session(export(program))
+    for length in LENGTHS:
+        (x,) = inputs(length)
+        assert_same(run(compiled, [x]), model(x), 2e-4)
 
 
 @pytest.mark.parametrize(("length", "form"), [(5, "LinearAttention"), (1, "LinearAttention"), (2 * CHUNK + 3, "Scan")])

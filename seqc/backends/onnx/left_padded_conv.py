@@ -6,7 +6,7 @@ number of steps is known at run time only, an ``If`` chooses:
 * A single step, as in streaming, is a product with the taps: Conv does as many small matrix products as there are channels.
 * Over an image of one row, for which the runtime has a layout with channels inside: at any length from ``MANY_TAPS`` taps
   on, and for at most ``FEW_STEPS`` steps of at least ``WIDE`` channels. It is taken for weights that the graph of the Conv
-  holds: :func:`hold_biases`.
+  holds (:func:`hold_biases`), and fails where there are no steps.
 * Over a line.
 """
 
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch.fx as fx
 
-from seqc import _torch
 from seqc.ops.causal_conv import reach
 from seqc.program import named_args
+from seqc.sizes import least
 
 if TYPE_CHECKING:
     from seqc.backends.onnx.translate import Translator, Values
@@ -45,12 +45,12 @@ def lower(translator: Translator, node: fx.Node, graph: ir.Graph, values: Values
     # With zeros in front one step meets the last tap only, with a state in front all of them; between are no such forms.
     if left == steps or (left == 0 and dilation == 1):
         forms.append(("Equal", 1, partial(_single, inputs, left)))
-    known = inputs[1].const_value is not None
+    length = node.meta["val"].shape[2]
+    known = inputs[1].const_value is not None and (least(translator.program.dims, length) or 0) > 0
     if known and taps < MANY_TAPS and channels >= WIDE:
         forms.append(("LessOrEqual", FEW_STEPS, row))
     otherwise = row if known and taps >= MANY_TAPS else line
-    length = _torch.size_expr(node.meta["val"].shape[2])
-    if length.is_Integer:
+    if isinstance(length, int):
         return next((form for _, most, form in forms if length <= most), otherwise)(graph)
     for is_taken, most, form in reversed(forms):
         size = most + steps - left
