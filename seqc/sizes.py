@@ -1,4 +1,4 @@
-"""The least value of a size; sizes that are, for every number of steps, a simpler one: ``min(n, 4 * ceil(n / 4))`` is ``n``."""
+"""Sizes that are at least 1; sizes that are, for every number of steps, a simpler one: ``min(n, 4 * ceil(n / 4))`` is ``n``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def _even(expr: Any, time: sympy.Symbol) -> Any:
     return slope * time + base if even else expr
 
 
-def least(dims: Iterable[Dim], size: int | torch.SymInt) -> int | None:
-    """The least value that ``size`` is proved to take for all sizes in the ranges of ``dims``; None where nothing is proved."""
-    return _torch.lower_bound(size, {d.symbol: (d.min, d.max) for d in dims})
+def at_least_one(dims: Iterable[Dim], size: int | torch.SymInt) -> bool:
+    """Whether ``size`` is proved to be at least 1 for all sizes in the ranges of ``dims``."""
+    low = _torch.lower_bound(size, {d.symbol: (d.min, d.max) for d in dims})
+    return low is not None and low >= 1

@@ -11,7 +11,7 @@ import torch.fx as fx
 
 from seqc.emit import Emitter
 from seqc.program import Dim, named_args
-from seqc.sizes import least
+from seqc.sizes import at_least_one
 
 aten = torch.ops.aten
 
@@ -56,8 +56,7 @@ class Lowering:
 
 def always_steps(dims: Iterable[Dim], node: fx.Node, form: Lowering) -> bool:
     """Whether ``node``, of which ``form`` is one, is proved to have at least one step."""
-    low = least(dims, named_args(node)[form.timed].meta["val"].shape[0])
-    return low is not None and low >= 1
+    return at_least_one(dims, named_args(node)[form.timed].meta["val"].shape[0])
 
 
 Step = Callable[[Emitter, list[fx.Node], list[fx.Node], list[fx.Node]], tuple[list[fx.Node], list[fx.Node]]]

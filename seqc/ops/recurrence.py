@@ -32,7 +32,7 @@ import torch.fx as fx
 
 from seqc import _torch
 from seqc.ops.choose import choose
-from seqc.sizes import least
+from seqc.sizes import at_least_one
 
 if TYPE_CHECKING:
     from seqc.program import Dim
@@ -182,8 +182,7 @@ def parts(node: fx.Node) -> Parts:
 def always_steps(dims: Iterable[Dim], loop: Parts) -> bool:
     """Whether the trip count is proved to be at least 1 for all sizes in the ranges of ``dims``."""
     trip = loop.trip.meta["val"] if isinstance(loop.trip, fx.Node) else loop.trip
-    low = least(dims, trip)
-    return low is not None and low >= 1
+    return at_least_one(dims, trip)
 
 
 def is_recurrence(node: fx.Node) -> bool:

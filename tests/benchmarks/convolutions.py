@@ -15,6 +15,7 @@ import onnxruntime
 import torch
 
 from seqc.backends.onnx.left_padded_conv import conv
+from tests.benchmarks.scans import opened
 from tests.benchmarks.timing import repeated
 
 SIZES = ((1536, 3), (1536, 4), (1536, 7), (1536, 31), (256, 4), (192, 4), (128, 4), (64, 4), (256, 15), (64, 31))
@@ -30,11 +31,7 @@ def session(channels: int, taps: int, over_image: bool) -> onnxruntime.Inference
     graph = ir.Graph([x], [], nodes=[], initializers=weights, opset_imports={"": 18}, name="convolution")
     graph.outputs.append(conv([x, *weights], taps - 1, 1, over_image, graph))
     graph.outputs[0].name, graph.outputs[0].type = "y", x.type
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
-    options.log_severity_level = 3
-    proto = ir.serde.serialize_model(ir.Model(graph, ir_version=10)).SerializeToString()
-    return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    return opened(ir.serde.serialize_model(ir.Model(graph, ir_version=10)).SerializeToString(), "CPUExecutionProvider")
 
 
 def main() -> None:

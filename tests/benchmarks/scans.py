@@ -247,10 +247,10 @@ def columns(case: Case, target: str = "ort-cpu") -> dict[str, onnxruntime.Infere
     chosen, name = found
     star = {f"{form}*": proto for form, proto in forms.items() if proto == chosen} or {f"{name}*": chosen}
     rest = {form: proto for form, proto in forms.items() if proto != chosen}
-    return {form: _session(proto, PROVIDERS[target]) for form, proto in {**star, **rest}.items()}
+    return {form: opened(proto, PROVIDERS[target]) for form, proto in {**star, **rest}.items()}
 
 
-def _session(proto: bytes, provider: str) -> onnxruntime.InferenceSession:
+def opened(proto: bytes, provider: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3

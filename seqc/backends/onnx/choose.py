@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+import torch
 import torch.fx as fx
 
 from seqc.backends.onnx.recurrence import own_outputs
@@ -40,6 +41,7 @@ def lower(translator: Translator, node: fx.Node, graph: ir.Graph, values: Values
 
 def _size(node: fx.Node, values: Values) -> ir.Node:
     """The node that gives ``node``, a size of a tensor, as [1]."""
+    assert node.target is torch.ops.aten.sym_size.int, f"{node} is no size of a tensor"
     source, axis = node.args
     assert isinstance(source, fx.Node) and isinstance(axis, int)
     attributes = [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + 1)]

@@ -21,7 +21,7 @@ import torch.fx as fx
 
 from seqc.ops.causal_conv import reach
 from seqc.program import named_args
-from seqc.sizes import least
+from seqc.sizes import at_least_one
 
 if TYPE_CHECKING:
     from seqc.backends.onnx.translate import Translator, Values
@@ -46,7 +46,7 @@ def lower(translator: Translator, node: fx.Node, graph: ir.Graph, values: Values
     if left == steps or (left == 0 and dilation == 1):
         forms.append(("Equal", 1, partial(_single, inputs, left)))
     length = node.meta["val"].shape[2]
-    known = inputs[1].const_value is not None and (least(translator.program.dims, length) or 0) > 0
+    known = inputs[1].const_value is not None and at_least_one(translator.program.dims, length)
     if known and taps < MANY_TAPS and channels >= WIDE:
         forms.append(("LessOrEqual", FEW_STEPS, row))
     otherwise = row if known and taps >= MANY_TAPS else line
